@@ -1,0 +1,1 @@
+"""Wire messages of MESP, version 1 (generated)."""
