@@ -94,3 +94,36 @@ class Forecasts:
     def horizon(self) -> int:
         """Number of steps forecast."""
         return int(self.active.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a predictor says of itself.
+
+    Attributes:
+        context_length: steps of history that it keeps; older reports are rejected.
+        functions: functions known now, of at most `max_functions`.
+        clusters: number of clusters of similar functions in the model.
+        as_of_ms: end of the newest closed step; 0 when none was seen.
+    """
+
+    model_version: str
+    step_ms: int
+    context_length: int
+    default_horizon: int
+    max_horizon: int
+    levels: tuple[float, ...]
+    experts: tuple[str, ...]
+    functions: int
+    max_functions: int
+    clusters: int
+    as_of_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One observed item that was not taken, and why (one sentence). `function` is None for a whole step."""
+
+    function: FunctionKey | None
+    step_start_ms: int
+    reason: str
