@@ -39,8 +39,8 @@ RECENT_STEPS = 60
 #: Sources that may report one step.
 MAX_SOURCES = 32
 
-#: Largest count of one function in one step: past it the arithmetic of float32 models is not safe.
-MAX_COUNT = 1_000_000_000
+#: Largest count of one function in one step, as on the wire (`mesp.wire`).
+MAX_COUNT = 2**32 - 1
 
 #: The owner of a step that several sources reported. No source has this name: a source is never empty.
 _SEVERAL = ""
@@ -56,6 +56,34 @@ class _Part:
 
     counts: FloatArray
     complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesState:
+    """All that a store remembers, in order of time: F rows, C steps that end at `newest`, P parts.
+
+    Attributes:
+        newest: absolute index of the newest reported step, -1 for none.
+        functions: the function of each row, None for free rows, F.
+        counts: invocations, NaN where missing, (F, C).
+        first_seen: step of the first invocation, -1 for none, (F,).
+        last_seen: step of the last invocation, -1 for none, (F,).
+        complete: a source reported everything it saw in the step, (C,).
+        owners: the step's only source, None for no report, empty for several sources, C.
+        parts: step, source and completeness of each source's own column, P.
+        part_counts: those columns, NaN where the source said nothing, (P, F).
+    """
+
+    step_ms: int
+    newest: int
+    functions: tuple[FunctionKey | None, ...]
+    counts: FloatArray
+    first_seen: Rows
+    last_seen: Rows
+    complete: BoolArray
+    owners: tuple[str | None, ...]
+    parts: tuple[tuple[int, str, bool], ...]
+    part_counts: FloatArray
 
 
 class SeriesStore:
@@ -196,6 +224,57 @@ class SeriesStore:
         self._changed[rows] = True
         self.version += bool(rows)
         return len(rows)
+
+    # -- remembering -----------------------------------------------------------------------------------------------
+
+    def state(self) -> SeriesState:
+        """A copy of all that the store remembers, but for what was learned of it."""
+        known = len(self.functions)
+        columns = np.arange(self._newest - self.context + 1, self._newest + 1) % self.context
+        parts = [(step, source, part) for step, parts in self._parts.items() for source, part in parts.items()]
+        return SeriesState(
+            step_ms=self.step_ms,
+            newest=self._newest,
+            functions=tuple(self.functions),
+            counts=self._newest_columns(slice(known), self.context),
+            first_seen=self._first_seen[:known].copy(),
+            last_seen=self._last_seen[:known].copy(),
+            complete=self._complete[columns],
+            owners=tuple(self._owner[column] for column in columns),
+            parts=tuple((step, source, part.complete) for step, source, part in parts),
+            part_counts=np.array([part.counts[:known] for *_, part in parts], np.float32).reshape(len(parts), known),
+        )
+
+    @classmethod
+    def from_state(cls, state: SeriesState, context: int, max_functions: int) -> SeriesStore:
+        """The store that `state` was taken from, with another context if need be; nothing of it counts as learned.
+
+        Raises:
+            InputError: the state holds more functions than `max_functions`.
+        """
+        known = len(state.functions)
+        if known > max_functions:
+            raise InputError(f"it holds {known} functions, but max_functions = {max_functions}")
+        store = cls(state.step_ms, context, max_functions)
+        store.functions = list(state.functions)
+        store._row = {key: row for row, key in enumerate(state.functions) if key is not None}
+        store._free = [row for row, key in enumerate(state.functions) if key is None]
+        store._newest = state.newest
+        store._first_seen[:known] = state.first_seen
+        store._last_seen[:known] = state.last_seen
+        store._counts[:known] = np.nan
+        kept = min(context, len(state.owners))
+        columns = np.arange(state.newest - kept + 1, state.newest + 1) % context
+        store._counts[:known, columns] = state.counts[:, -kept:]
+        store._complete[columns] = state.complete[-kept:]
+        for column, owner in zip(columns, state.owners[-kept:], strict=True):
+            store._owner[column] = owner
+        for (step, source, complete), counts in zip(state.parts, state.part_counts, strict=True):
+            if step > state.newest - context:
+                part = store._part(complete=complete)
+                part.counts[:known] = counts
+                store._parts.setdefault(step, {})[source] = part
+        return store
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
