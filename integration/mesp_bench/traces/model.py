@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from mesp.types import FunctionKey
+if TYPE_CHECKING:
+    from mesp.types import FunctionKey
 
 #: Percentiles of the duration distribution that the Azure 2019 files give.
 DURATION_PERCENTILES: tuple[int, ...] = (0, 1, 25, 50, 75, 99, 100)
@@ -31,6 +33,8 @@ class Trace:
         arrivals_s: recorded arrival times in seconds from the first column's start, one sorted array per
             function, where the source has them (Azure 2021); None where only counts are known.
         checksum: SHA-256 over the source files' bytes.
+        duration_count: invocations that the duration files counted, (F,) int64, -1 where unknown; None without
+            duration files for every day. It should equal the row sum: a difference is a sign of a corrupt copy.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Trace:
     duration_percentiles_ms: npt.NDArray[np.float64]
     arrivals_s: tuple[npt.NDArray[np.float64], ...] | None
     checksum: str
+    duration_count: npt.NDArray[np.int64] | None = None
 
     @property
     def minutes(self) -> int:
@@ -67,4 +72,5 @@ class Trace:
             duration_percentiles_ms=self.duration_percentiles_ms[index],
             arrivals_s=None if self.arrivals_s is None else tuple(self.arrivals_s[i] for i in index),
             checksum=self.checksum,
+            duration_count=None if self.duration_count is None else self.duration_count[index],
         )
