@@ -1,0 +1,60 @@
+"""The commands of ``mesp predictor``. Each imports what it needs when it runs: --help costs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  typer reads the annotations when it runs
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Train the forecasting model, and serve its forecasts.", no_args_is_help=True)
+
+
+@app.callback()
+def predictor() -> None:
+    """Train the forecasting model, and serve its forecasts."""
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Option(help="Directory of the trained model.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 50_151,
+    state: Annotated[Path | None, typer.Option(help="File that keeps the counts over a restart.")] = None,
+    max_functions: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most functions known at once.")] = 100_000,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port of the Prometheus metrics; none without it.")
+    ] = None,
+    virtual_time: Annotated[
+        bool, typer.Option("--virtual-time", help="Accept steps anywhere in time, as replays send them.")
+    ] = False,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="File that holds the bound address while the sidecar answers.")
+    ] = None,
+) -> None:
+    """Answer forecasts over gRPC until SIGINT or SIGTERM.
+
+    Example: mesp predictor serve --model models/small --port 50151 --state predictor.npz
+    """
+    import asyncio  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    import structlog  # noqa: PLC0415
+
+    from mesp_predictor.checkpoint import load_forecaster  # noqa: PLC0415
+    from mesp_predictor.config import PredictorConfig  # noqa: PLC0415
+    from mesp_predictor.server import serve_predictor  # noqa: PLC0415
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    config = PredictorConfig(
+        model=model,
+        host=host,
+        port=port,
+        state=state,
+        max_functions=max_functions,
+        metrics_port=metrics_port,
+        virtual_time=virtual_time,
+        ready_file=ready_file,
+    )
+    forecaster = load_forecaster(config.model, config.max_functions)
+    asyncio.run(serve_predictor(config, forecaster, say=typer.echo))

@@ -1,0 +1,40 @@
+"""How the predictor sidecar is set up."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  pydantic reads the annotations when it runs
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class PredictorConfig(BaseModel):
+    """Everything `mesp predictor serve` is told.
+
+    Attributes:
+        model: the model's directory.
+        host: address to listen on.
+        port: port to listen on, 0 for any free one.
+        state: file that keeps the counts over a restart, None for none.
+        save_every_steps: closed steps between two writes of it.
+        context: steps of history to keep; more when the model reads more.
+        max_functions: most functions known at once.
+        metrics_port: port of the Prometheus page, 0 for any free one, None for none.
+        virtual_time: steps may lie anywhere in time, as in replays.
+        ready_file: file that holds the bound address while the sidecar answers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: Port = 50_151
+    state: Path | None = None
+    save_every_steps: Annotated[int, Field(ge=1)] = 15
+    context: Annotated[int, Field(ge=1)] = 1_440
+    max_functions: Annotated[int, Field(ge=1, le=1_000_000)] = 100_000
+    metrics_port: Port | None = None
+    virtual_time: bool = False
+    ready_file: Path | None = None
