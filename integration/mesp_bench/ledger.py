@@ -1,8 +1,8 @@
 """The ledger: what a policy cost in cold starts and in idle memory.
 
 Minute accounting, comparable with published work: a function is cold in an active minute that did not begin with it
-loaded, and wastes its memory in every loaded minute without a call. No lead time is charged. Either column
-alone is easily won by a knob, so scores always carry both, with the published sums of the two: FeMux's RUM and SPES's WMT.
+loaded, and wastes its memory in every loaded minute without a call. No lead time is charged. A knob wins either
+number alone with ease, so scores always carry both, and the published sums of the two: FeMux's RUM and SPES's WMT.
 
 The metrics below `MinuteScore` take plain numbers per function: event accounting uses the same ones.
 """

@@ -85,7 +85,7 @@ def minutes_until_active(active: BoolArray) -> IntArray:
     return minutes_since_active(active[:, ::-1])[:, ::-1]
 
 
-def mean_containers(counts: npt.NDArray[np.uint32], duration_ms: FloatVector) -> npt.NDArray[np.int64]:
+def mean_containers(counts: npt.NDArray[np.uint32], duration_ms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Containers that carry a minute's mean concurrency (Little's law), at least 1, (F, M)."""
     return np.maximum(np.ceil(counts * (duration_ms[:, None] / 1000.0 / MINUTE_S)), 1).astype(np.int64)
 

@@ -15,6 +15,7 @@ from mesp_bench.policies.base import (
     MB_PER_GB,
     MINUTE_S,
     NEVER,
+    IntArray,
     keep_alive_schedule,
     mean_containers,
     minutes_since_active,
@@ -57,7 +58,7 @@ class OracleKeepAlive:
         ahead = np.where(worth, until + 1, trace.counts > 1)
         return keep_alive_schedule((ahead * MINUTE_S).astype(np.float32))
 
-    def _worth(self, trace: Trace, idle_minutes: np.ndarray, price_gb_s: float) -> BoolArray:
+    def _worth(self, trace: Trace, idle_minutes: IntArray, price_gb_s: float) -> BoolArray:
         if not price_gb_s > 0:
             raise InputError(f"{self.name}: knob = {price_gb_s:g} GB s, the price of a cold start must be above 0")
         idle_gb_s = trace.memory_mb[:, None] / MB_PER_GB * MINUTE_S * idle_minutes
