@@ -84,8 +84,9 @@ class ScriptedPredictor(predictor_grpc.PredictorServiceServicer):
                 # Half a tick, then the connection breaks.
                 yield predictor_pb.WatchForecastsResponse(chunk=next(wire.forecasts_to_chunks(forecast(99), 1)))
                 await context.abort(item, "as the script says")
-            for chunk in wire.forecasts_to_chunks(item, max_functions=1):
-                yield predictor_pb.WatchForecastsResponse(chunk=chunk)
+            else:
+                for chunk in wire.forecasts_to_chunks(item, max_functions=1):
+                    yield predictor_pb.WatchForecastsResponse(chunk=chunk)
 
     async def DescribeModel(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802 (gRPC's names)
         await self._answer_or_fail(context)
