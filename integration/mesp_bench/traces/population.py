@@ -46,8 +46,9 @@ APP_RATE = ((0.0, -0.8), (0.05, -0.5), (0.25, 0.40), (0.45, 1.38), (0.81, 3.158)
 EVENT_RATE_FACTOR = 10.0
 
 #: Larger apps are busier: an app's rank by rate follows its log size plus noise of this sd; and how unevenly its
-#: invocations fall to its functions, as the sd of their log weight [chosen: half of the functions 1 an hour at most, A].
-RATE_SIZE_NOISE = 0.8
+#: invocations fall to its functions, as the sd of their log weight [chosen, so that of the functions 34 % need at
+#: most 5 invocations a day, 40 % at most 10, 48 % at most 24, as in A].
+RATE_SIZE_NOISE = 2.2
 SPLIT_LOG_SD = 1.2
 
 #: Minutes between a timer's firings [A, the common gaps; a day and a week, W]; faster ones fire k times a minute.
@@ -198,7 +199,7 @@ def _app_sizes(functions: int, rng: np.random.Generator) -> Ints:
     group = rng.choice(len(APP_SIZES), functions, p=shares)
     # Large apps are rarer: log-uniform inside a group.
     size = np.exp(rng.uniform(np.log(fewest[group]), np.log(most[group] + 1))).astype(np.int64)
-    return np.minimum(size, max(10, functions // 20)).astype(np.int64)
+    return np.asarray(np.minimum(size, max(10, functions // 20)), dtype=np.int64)
 
 
 def _app_rates(size: Ints, rng: np.random.Generator) -> Floats:
