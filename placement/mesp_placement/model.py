@@ -123,9 +123,11 @@ class PlannerState:
     """What one decision must remember for the next (opaque on the wire).
 
     Attributes:
-        last_forecast_ms: when forecasts were last fresh; -1 for never.
-        released_ms: per function, when a guard last let a release or prewarm through (for rates and delays).
+        last_forecast_ms: end of the last step that the last fresh forecasts knew; -1 for never.
+        prewarmed: (time, function, count) of every prewarm of the last minute, for the rates.
+        surplus_since_ms: per function, since when it has had more containers than wanted, for the release delay.
     """
 
     last_forecast_ms: int = -1
-    released_ms: dict[FunctionKey, int] = field(default_factory=dict)
+    prewarmed: tuple[tuple[int, FunctionKey, int], ...] = ()
+    surplus_since_ms: dict[FunctionKey, int] = field(default_factory=dict)
