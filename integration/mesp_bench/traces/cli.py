@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  # typer reads annotations when it runs
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -94,7 +94,8 @@ def _progress(what: str) -> Iterator[Callable[[float], None]]:
 
 
 def _print(inspection: Inspection) -> None:
-    table = Table(title=f"Trace {inspection.name}", show_header=False, title_justify="left")
+    table = Table("", "", title=f"Trace {inspection.name}", show_header=False, title_justify="left")
+    table.columns[1].overflow = "fold"
     number = inspection.functions
     rates = "  ".join(f"{name} {rate:,.4g}" for name, rate in inspection.invocations_per_day.items())
     rows = {
