@@ -173,11 +173,13 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
 
     async def _save(self) -> None:
         assert self._state is not None
-        state = await self._work(self._engine.store.state)
         try:
+            state = await self._work(self._engine.store.state)
             await asyncio.to_thread(files.save, self._state, state)
         except InputError as error:
             _log.warning("state not saved", reason=str(error), next_try_in_steps=self._save_every_steps)
+        except Exception:  # noqa: BLE001  as while learning: the server lives
+            self._note_bug("save")
 
     def _note_bug(self, call: str) -> str:
         """Logs the exception being handled under an id that the caller can be told."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesp.types import FunctionKey, Rejection, StepCounts
@@ -90,6 +90,7 @@ events = st.lists(reports | st.builds(Delete, st.lists(st.sampled_from(KEYS), ma
 
 
 @given(events)
+@settings(deadline=None)
 def test_any_order_of_reports_means_what_the_dictionary_says(history: list[StepCounts | Delete]) -> None:
     """Late, repeated, partial and summed reports, and deletions, leave the cells that a full memory would compute."""
     with pytest.MonkeyPatch.context() as patch:
@@ -129,6 +130,7 @@ class Follower:
 
 
 @given(st.lists(events, max_size=5))
+@settings(deadline=None)
 def test_a_follower_of_fresh_columns_and_changed_rows_holds_the_windows(
     histories: list[list[StepCounts | Delete]],
 ) -> None:

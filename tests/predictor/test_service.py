@@ -342,6 +342,24 @@ async def test_the_state_is_saved_on_the_way_and_at_the_end(forecaster: FakeFore
     assert loaded.window(loaded.rows_of([A]), 2).tolist() == [[1, 5]]
 
 
+async def test_a_state_that_cannot_be_saved_is_logged_and_tried_again(
+    forecaster: FakeForecaster, tmp_path: Path
+) -> None:
+    """While serving it is a warning with the reason; at the end it is the error that the operator sees."""
+    path = tmp_path / "state.npz"
+    path.mkdir()
+
+    async def serve_two_answers() -> None:
+        async with running(engine_of(forecaster), state=path) as sidecar:
+            await sidecar.client.observe([step(100, {A: 1})])
+            assert (await sidecar.client.forecast()).functions == (A,)
+
+    with structlog.testing.capture_logs() as logs, pytest.raises(InputError, match="the state cannot be saved"):
+        await serve_two_answers()
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [("state not saved", "warning")]
+    assert f"{path}: the state cannot be saved (Is a directory)" in logs[0]["reason"]
+
+
 texts = st.text(max_size=6) | st.sampled_from(["ns", "a", "one"])
 numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(95, 105).map(lambda index: index * STEP_MS)
 key_messages = st.builds(types_pb.FunctionKey, scope=texts, name=texts)
@@ -368,7 +386,7 @@ requests = (
 
 
 @given(st.lists(requests, max_size=10))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_request_meets_a_bug(forecaster: FakeForecaster, sequence: list[Any]) -> None:
     """Whatever is asked in whatever order, the engine answers or says what is wrong with the request."""
     engine = engine_of(forecaster, max_functions=3)

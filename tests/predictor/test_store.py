@@ -108,7 +108,7 @@ def test_a_file_for_something_else_is_moved_aside(tmp_path: Path, monkeypatch: p
 
 
 @given(cut=st.integers(0, 3_000), flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), max_size=3))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_never_becomes_history(tmp_path: Path, cut: int, flips: list[tuple[int, int]]) -> None:
     """Truncated or flipped bytes are noticed, or did not matter; the damaged file is kept byte for byte."""
     path, saved = tmp_path / "state.npz", filled().state()
