@@ -1,0 +1,222 @@
+"""The model directory: written whole or not at all, checked when read.
+
+::
+
+    manifest.json                 format, version, grid, levels, experts in order, how it was trained and scored
+    clusters.safetensors          centroids (K, B)
+    router.safetensors            the gate (absent: Hedge)
+    experts/<name>/               config.json and, where there is something learned, model.safetensors
+
+The version is a checksum over all other files, so two directories of the same version are the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mesp.errors import InputError
+from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert
+from mesp_predictor.experts.neural_hazard import Network, NeuralHazardExpert
+from mesp_predictor.experts.patchtst import PatchTSTExpert
+from mesp_predictor.mixture import MixtureForecaster, Model
+from mesp_predictor.router import Gate, Router
+from mesp_predictor.statistics import FEATURES, LONGEST_GAP
+
+if TYPE_CHECKING:
+    from mesp_predictor.experts.base import Expert
+    from mesp_predictor.forecaster import Forecaster
+
+#: Raised by one when a reader of the former format would misread the directory.
+FORMAT = 1
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    version: str
+    step_ms: int = Field(gt=0)
+    default_horizon: int = Field(ge=1)
+    max_horizon: int = Field(ge=1)
+    levels: tuple[float, ...]
+    bin_steps: int = Field(ge=1)
+    experts: tuple[str, ...]
+    training: dict[str, Any] = {}
+
+
+def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manifest:
+    """Writes the model to `directory`, replacing a model that is there; a crash leaves the old or the new one.
+
+    Args:
+        model: what to write; its version is set from the content.
+        directory: where to; its parent is made if need be.
+        training: provenance and scores, as they stand in the manifest.
+
+    Raises:
+        InputError: the directory holds something that is not a model.
+    """
+    if directory.exists() and any(directory.iterdir()) and not (directory / "manifest.json").is_file():
+        raise InputError(f"{directory}: holds files that are no model (no manifest.json); choose another directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        save_file({"centroids": torch.from_numpy(model.centroids).contiguous()}, fresh / "clusters.safetensors")
+        if model.router.gate is not None:
+            save_file(model.router.gate.state_dict(), fresh / "router.safetensors")
+        for expert in model.experts:
+            _save_expert(expert, fresh / "experts" / expert.name)
+        manifest = Manifest(
+            format=FORMAT,
+            version=f"{FORMAT}-{_checksum(fresh)}",
+            step_ms=model.step_ms,
+            default_horizon=model.default_horizon,
+            max_horizon=model.max_horizon,
+            levels=model.levels,
+            bin_steps=model.bin_steps,
+            experts=tuple(expert.name for expert in model.experts),
+            training=training,
+        )
+        (fresh / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
+        fresh.chmod(0o755)
+        _swap(fresh, directory)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return manifest
+
+
+def load_model(directory: Path) -> Model:
+    """Reads a model directory.
+
+    Raises:
+        InputError: the directory is missing, of another format, incomplete, or its content is not its version's.
+    """
+    manifest = read_manifest(directory)
+    found = f"{FORMAT}-{_checksum(directory)}"
+    if manifest.version != found:
+        raise InputError(f"{directory}: the files' checksum is {found}, manifest.json says {manifest.version}: incomplete or altered")
+    try:
+        centroids = load_file(directory / "clusters.safetensors")["centroids"].numpy()
+        experts = tuple(_load_expert(name, directory / "experts" / name) for name in manifest.experts)
+        return Model(
+            version=manifest.version,
+            step_ms=manifest.step_ms,
+            default_horizon=manifest.default_horizon,
+            max_horizon=manifest.max_horizon,
+            levels=manifest.levels,
+            experts=experts,
+            router=_load_router(directory / "router.safetensors", len(experts), len(centroids)),
+            centroids=centroids,
+            bin_steps=manifest.bin_steps,
+        )
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise InputError(f"{directory}: cannot be read as a model: {error}") from error
+
+
+def load_forecaster(directory: Path, max_functions: int) -> Forecaster:  # noqa: ARG001  rows grow with the store
+    """A forecaster over the model in `directory`; raises as `load_model`."""
+    return MixtureForecaster(load_model(directory))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads and checks `manifest.json` alone; raises `InputError` in one sentence."""
+    path = directory / "manifest.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; a model directory is written by `mesp predictor train`") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: is not readable JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        said = content.get("format") if isinstance(content, dict) else None
+        raise InputError(f"{path}: format = {said!r}, this version of MESP reads {FORMAT}: train the model anew")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {key} = {first['input']!r}: {first['msg']}") from error
+
+
+def _save_expert(expert: Expert, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    if isinstance(expert, PatchTSTExpert):
+        expert.save(directory)
+        return
+    config: dict[str, Any] = {"kind": expert.name}
+    if isinstance(expert, HazardExpert):
+        config |= {"strength": expert.strength, "longest_gap": LONGEST_GAP}
+        save_file({"curves": torch.from_numpy(expert.curves).contiguous()}, directory / "model.safetensors")
+    elif isinstance(expert, NeuralHazardExpert):
+        config |= {"features": FEATURES}
+        save_file(expert.network.state_dict(), directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _load_expert(name: str, directory: Path) -> Expert:
+    if name == PatchTSTExpert.name:
+        return PatchTSTExpert.load(directory)
+    config = json.loads((directory / "config.json").read_text())
+    if name == HazardExpert.name:
+        if config["longest_gap"] != LONGEST_GAP:
+            raise InputError(f"{directory}: longest_gap = {config['longest_gap']}, this version reads {LONGEST_GAP}")
+        return HazardExpert(load_file(directory / "model.safetensors")["curves"].numpy(), config["strength"])
+    if name == NeuralHazardExpert.name:
+        if tuple(config["features"]) != FEATURES:
+            raise InputError(f"{directory}: was trained on other features than this version computes: train the model anew")
+        network = Network()
+        network.load_state_dict(load_file(directory / "model.safetensors"))
+        return NeuralHazardExpert(network.eval())
+    light: dict[str, Expert] = {SeasonalExpert.name: SeasonalExpert(), IntermittentExpert.name: IntermittentExpert()}
+    if name not in light:
+        raise InputError(f"{directory}: there is no expert {name!r}; known are {', '.join(_known())}")
+    return light[name]
+
+
+def _known() -> tuple[str, ...]:
+    experts = (SeasonalExpert, IntermittentExpert, HazardExpert, NeuralHazardExpert, PatchTSTExpert)
+    return tuple(str(expert.name) for expert in experts)
+
+
+def _load_router(path: Path, experts: int, clusters: int) -> Router:
+    if not path.is_file():
+        return Router()
+    gate = Gate(experts, clusters)
+    gate.load_state_dict(load_file(path))
+    return Router(gate.eval())
+
+
+def _checksum(directory: Path) -> str:
+    """First 12 hex digits of SHA-256 over every file but the manifest, names included."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json"):
+        digest.update(str(path.relative_to(directory)).encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _swap(fresh: Path, directory: Path) -> None:
+    """Moves `fresh` to `directory`; an old model there is moved aside first and removed last."""
+    if not directory.exists():
+        fresh.rename(directory)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+    directory.rename(old / "model")
+    try:
+        fresh.rename(directory)
+    except OSError:
+        os.rename(old / "model", directory)  # noqa: PTH104
+        raise
+    shutil.rmtree(old)

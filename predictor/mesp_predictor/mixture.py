@@ -1,0 +1,342 @@
+"""The mixture: follows the series store step by step, asks every expert, and gives the router's weighted answer.
+
+`advance` takes in the steps that closed: each expert's last forecast is scored on what came, the running statistics
+move on, clusters are looked up anew every hour, and all experts forecast the model's default horizon once, which
+serves both the next scoring and most questions. It never raises for a bad series: an expert that fails or answers
+nonsense for a function has no say for it, and when none is left the function's own rate answers (`fallback`).
+
+Everything follows from the store's contents and the model: the same counts in the same order give the same forecasts.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mesp_predictor import router as routing
+from mesp_predictor import shapes
+from mesp_predictor.experts.base import Context, Expert, IntArray, Prediction, hurdle_quantiles
+from mesp_predictor.forecaster import Mixed
+from mesp_predictor.statistics import Statistics
+
+if TYPE_CHECKING:
+    from mesp.types import BoolArray, FloatArray, FunctionKey
+    from mesp_predictor.series import SeriesStore
+
+logger = logging.getLogger(__name__)
+
+#: Steps between two look-ups of a function's cluster.
+CLUSTER_EVERY = 60
+#: Of many steps that closed at once, how many the experts are scored on; statistics learn from all of them.
+CATCH_UP = 60
+#: Steps that the experts see of a function's own counts.
+WINDOW = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a checkpoint holds: trained once, never changed while it serves.
+
+    Attributes:
+        centroids: the clusters' shapes, (K, B).
+        bin_steps: steps in one bin of a shape; a shape covers B * bin_steps steps.
+    """
+
+    version: str
+    step_ms: int
+    default_horizon: int
+    max_horizon: int
+    levels: tuple[float, ...]
+    experts: tuple[Expert, ...]
+    router: routing.Router
+    centroids: FloatArray
+    bin_steps: int
+
+    @property
+    def context_length(self) -> int:
+        """Steps of history that the model reads: the length of a shape."""
+        return int(self.centroids.shape[1]) * self.bin_steps
+
+
+class MixtureForecaster:
+    """A model with its online state; see `mesp_predictor.forecaster.Forecaster`."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._as_of_ms = 0
+        self._functions: list[FunctionKey | None] = []
+        self._statistics = Statistics.empty(0)
+        self._losses = routing.new_losses(0, len(model.experts))
+        self._cluster: IntArray = np.zeros(0, np.int64)
+        self._distances = _no_distances(0, len(model.centroids))
+        self._window: FloatArray = np.zeros((0, WINDOW), np.float32)
+        self._next: FloatArray | None = None  # each expert's forecast of the step that closes next, (F, E)
+        self._ahead: Mixed | None = None  # all rows, default horizon and levels
+
+    @property
+    def model_version(self) -> str:
+        """Identifies the model directory's content."""
+        return self._model.version
+
+    @property
+    def step_ms(self) -> int:
+        """Step width that the model was trained for."""
+        return self._model.step_ms
+
+    @property
+    def context_length(self) -> int:
+        """Steps of history that it reads."""
+        return self._model.context_length
+
+    @property
+    def default_horizon(self) -> int:
+        """Steps forecast when the caller does not say."""
+        return self._model.default_horizon
+
+    @property
+    def max_horizon(self) -> int:
+        """Most steps it can forecast."""
+        return self._model.max_horizon
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Quantile levels given when the caller does not say."""
+        return self._model.levels
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts, in the order of the weights."""
+        return tuple(expert.name for expert in self._model.experts)
+
+    @property
+    def clusters(self) -> int:
+        """Number of clusters of similar functions."""
+        return len(self._model.centroids)
+
+    def advance(self, store: SeriesStore) -> None:
+        """Learns from every step closed since the last call, and anew for rows whose past changed."""
+        fresh = store.columns_since(self._as_of_ms)
+        changed = store.take_changed()
+        newest = store.as_of_ms // self.step_ms
+        steps = fresh.shape[1]
+        if newest - steps != self._statistics.step:  # the first steps ever, or a silence longer than the context
+            self._statistics = Statistics.empty(0, newest - steps)
+            self._next = None
+        self._grow(len(store.functions))
+        rows = np.arange(len(store.functions))
+        history = store.window(rows, min(store.context, WINDOW + min(steps, CATCH_UP)))
+        for i in range(steps):
+            column = fresh[:, i]
+            if self._next is not None:
+                routing.score(self._losses, self._next, column > 0, ~np.isnan(column))
+            self._statistics.update(column)
+            left = steps - 1 - i
+            if 0 < left < CATCH_UP:
+                self._window = _padded(history[:, : history.shape[1] - left])
+                self._next = self._each(rows, 1, self.levels)[1]
+        self._as_of_ms = store.as_of_ms
+        self._rebuild(store, changed)
+        if steps and (newest // CLUSTER_EVERY != (newest - steps) // CLUSTER_EVERY):
+            self._look_up_clusters(store, rows)
+        self._window = _padded(history)
+        self._ahead, self._next = self._mix(rows, self.default_horizon, self.levels)
+
+    def forecast(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> Mixed:
+        """Forecasts rows of the store as of the last `advance`; row -1 is a function never seen."""
+        known = rows >= 0
+        if self._ahead is not None and horizon <= self.default_horizon and levels == self.levels:
+            mixed = _take(self._ahead, np.where(known, rows, 0), horizon) if known.any() else None
+        else:
+            mixed = self._mix(rows[known], horizon, levels)[0] if known.any() else None
+            mixed = mixed and _take(mixed, np.cumsum(known) - 1, horizon)
+        if known.all() and mixed is not None:
+            return mixed
+        stranger = _take(self._stranger(horizon, levels), np.zeros(len(rows), np.int64), horizon)
+        return stranger if mixed is None else _choose(known, mixed, stranger)
+
+    # -- learning --------------------------------------------------------------------------------------------------
+
+    def _grow(self, rows: int) -> None:
+        more = rows - len(self._statistics)
+        if more <= 0:
+            return
+        model = self._model
+        self._statistics.grow(rows)
+        self._functions += [None] * (rows - len(self._functions))
+        self._losses = np.concatenate([self._losses, routing.new_losses(rows - len(self._losses), len(model.experts))])
+        self._cluster = np.concatenate([self._cluster, np.full(rows - len(self._cluster), -1)])
+        distances = _no_distances(rows - len(self._distances), len(model.centroids))
+        self._distances = np.concatenate([self._distances, distances])
+        if self._next is not None:
+            self._next = None  # nothing was forecast for the newcomers: one step goes unscored
+
+    def _rebuild(self, store: SeriesStore, changed: IntArray) -> None:
+        """Learns changed rows from their window; a row that another function took starts with a clean slate."""
+        if not len(changed):
+            return
+        counts = store.window(changed, store.context)
+        known = np.flatnonzero(~np.isnan(counts).all(axis=0))
+        first = int(known[0]) if len(known) else counts.shape[1]
+        fresh = Statistics.empty(len(changed), self._statistics.step - (counts.shape[1] - first))
+        for column in counts[:, first:].T:
+            fresh.update(np.ascontiguousarray(column))
+        self._statistics.put(changed, fresh)
+        taken = np.array([row for row in changed if store.functions[row] != self._functions[row]], np.int64)
+        self._losses[taken] = routing.INITIAL_LOSS
+        self._cluster[taken] = -1
+        self._distances[taken] = 1
+        for row in taken:
+            self._functions[row] = store.functions[row]
+
+    def _look_up_clusters(self, store: SeriesStore, rows: IntArray) -> None:
+        series = binned(np.nan_to_num(store.window(rows, self.context_length)), self._model.bin_steps)
+        self._cluster, self._distances = look_up(series, self._model.centroids)
+
+    # -- answering -------------------------------------------------------------------------------------------------
+
+    def _context(self, rows: IntArray) -> Context:
+        return Context(
+            step=self._statistics.step,
+            counts=np.nan_to_num(self._window[rows]),
+            statistics=self._statistics.take(rows),
+            cluster=self._cluster[rows],
+        )
+
+    def _each(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> tuple[list[Prediction], FloatArray]:
+        """Every expert's prediction, and their probabilities of activity in the next step, (R, E)."""
+        predictions = ask(self._model.experts, self._context(rows), horizon, levels)
+        return predictions, np.stack([p.active[:, 0] for p in predictions], axis=1)
+
+    def _mix(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> tuple[Mixed, FloatArray]:
+        predictions, forecast = self._each(rows, horizon, levels)
+        mixed = mix(
+            self._model.router,
+            predictions,
+            self._statistics.take(rows),
+            self._losses[rows],
+            self._distances[rows],
+            levels,
+        )
+        return mixed, forecast
+
+    def _stranger(self, horizon: int, levels: tuple[float, ...]) -> Mixed:
+        """The answer for a function never seen."""
+        model = self._model
+        statistics = Statistics.empty(1, self._statistics.step)
+        context = Context(statistics.step, np.zeros((1, WINDOW), np.float32), statistics, np.array([-1]))
+        return mix(
+            model.router,
+            ask(model.experts, context, horizon, levels),
+            statistics,
+            routing.new_losses(1, len(model.experts)),
+            _no_distances(1, len(model.centroids)),
+            levels,
+        )
+
+
+def ask(experts: tuple[Expert, ...], context: Context, horizon: int, levels: tuple[float, ...]) -> list[Prediction]:
+    """Every expert's prediction; one that raises answers NaN everywhere and is logged, so that the others go on."""
+    predictions = []
+    for expert in experts:
+        try:
+            predictions.append(expert.predict(context, horizon, levels))
+        except Exception:
+            logger.exception("expert %s failed for a batch of %d functions", expert.name, len(context.counts))
+            shape = (len(context.counts), horizon)
+            nothing = np.full((*shape, len(levels)), np.nan, np.float32)
+            predictions.append(Prediction(nothing, np.full(shape, np.nan, np.float32)))
+    return predictions
+
+
+def mix(
+    router: routing.Router,
+    predictions: list[Prediction],
+    statistics: Statistics,
+    losses: FloatArray,
+    distances: FloatArray,
+    levels: tuple[float, ...],
+) -> Mixed:
+    """The weighted answer for R functions, from the experts' predictions and the router's view of each function."""
+    sane = np.stack([_sane(p) for p in predictions], axis=1)
+    predictions = [_tamed(p) for p in predictions]
+    forecast = np.stack([p.active[:, 0] for p in predictions], axis=1)
+    weights = router.weights(statistics.features(1)[:, 0], forecast, losses, distances) * sane
+    total = weights.sum(axis=1, keepdims=True)
+    fallback = ~(total[:, 0] > 0)
+    even = np.full_like(weights, 1 / weights.shape[1])
+    weights = np.where(total > 0, weights / np.where(total > 0, total, 1), even)
+    answer = routing.combine(weights, predictions, levels)
+    if fallback.any():
+        plain = _own_rate(statistics.take(np.flatnonzero(fallback)), answer.active.shape[1], levels)
+        answer.active[fallback], answer.quantiles[fallback] = plain.active, plain.quantiles
+    return Mixed(answer.quantiles, answer.active, weights, statistics.gap == 0, fallback)
+
+
+def look_up(series: FloatArray, centroids: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Cluster (-1 where the series has no shape of its own yet) and distances to all centroids, (R,) and (R, K)."""
+    labels = np.full(len(series), -1, np.int64)
+    distances = _no_distances(len(series), len(centroids))
+    shaped = shapes.route_away(series) == shapes.Kind.SHAPED.value
+    if shaped.any():
+        distances[shaped] = shapes.sbd(series[shaped], centroids)
+        labels[shaped] = distances[shaped].argmin(axis=1)
+    return labels, distances
+
+
+def binned(counts: FloatArray, bin_steps: int) -> FloatArray:
+    """Sums over bins of `bin_steps` steps, (R, C) -> (R, C / bin_steps)."""
+    return counts.reshape(len(counts), -1, bin_steps).sum(axis=2)
+
+
+def _no_distances(functions: int, clusters: int) -> FloatArray:
+    """Shape-based distances of functions without a shape: uncorrelated with every centroid, which is 1."""
+    return np.ones((functions, clusters), np.float32)
+
+
+def _padded(history: FloatArray) -> FloatArray:
+    """The newest WINDOW steps, missing ones as NaN."""
+    history = history[:, -WINDOW:]
+    return np.pad(history, ((0, 0), (WINDOW - history.shape[1], 0)), constant_values=np.nan)
+
+
+def _sane(prediction: Prediction) -> BoolArray:
+    in_range = (prediction.active >= 0) & (prediction.active <= 1)
+    return np.asarray(in_range.all(axis=1) & np.isfinite(prediction.quantiles).all(axis=(1, 2)))
+
+
+def _tamed(prediction: Prediction) -> Prediction:
+    if np.isfinite(prediction.quantiles).all() and np.isfinite(prediction.active).all():
+        return prediction
+    return Prediction(np.nan_to_num(prediction.quantiles), np.nan_to_num(prediction.active))
+
+
+def _own_rate(statistics: Statistics, horizon: int, levels: tuple[float, ...]) -> Prediction:
+    """The fallback: activity at the function's smoothed rate, counts as its latest positive ones."""
+    rate = np.nan_to_num(np.clip(statistics.tsb[:, :1], 0.001, 0.999))
+    active = np.repeat(rate, horizon, axis=1)
+    positive, grid = statistics.positive_quantiles()
+    return Prediction(hurdle_quantiles(active, np.nan_to_num(positive, nan=1.0, posinf=1.0), grid, levels), active)
+
+
+def _take(mixed: Mixed, rows: IntArray, horizon: int) -> Mixed:
+    return Mixed(
+        mixed.quantiles[rows, :horizon],
+        mixed.active[rows, :horizon],
+        mixed.weights[rows],
+        mixed.prior[rows],
+        mixed.fallback[rows],
+    )
+
+
+def _choose(known: BoolArray, mixed: Mixed, stranger: Mixed) -> Mixed:
+    """Known rows from the one, the others from the other."""
+    return Mixed(
+        np.where(known[:, None, None], mixed.quantiles, stranger.quantiles),
+        np.where(known[:, None], mixed.active, stranger.active),
+        np.where(known[:, None], mixed.weights, stranger.weights),
+        np.where(known, mixed.prior, stranger.prior),
+        np.where(known, mixed.fallback, stranger.fallback),
+    )
