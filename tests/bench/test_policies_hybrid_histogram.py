@@ -64,6 +64,18 @@ def test_its_seconds_start_with_the_earliest_moment_of_the_head() -> None:
     assert (schedule.prewarm_after_s[0, 40], schedule.keep_alive_s[0, 40]) == (0, 60 * 60)  # known once 40 is over
 
 
+def test_a_burst_is_not_dropped_between_its_calls() -> None:
+    """Five calls a minute every 20 minutes: most gaps are short, so in seconds nothing is dropped before the tail."""
+    schedule = HYBRID.schedule(trace_of(5 * called_at(100, 0, 20, 40)), 60)
+    assert (schedule.prewarm_after_s[0, 41], schedule.keep_alive_s[0, 41]) == (0, 22 * 60)
+
+
+def test_gaps_within_minutes_alone_keep_one_minute() -> None:
+    """Whatever the share of short gaps, a container stays for the one minute to which the tail is rounded up."""
+    schedule = HYBRID.schedule(trace_of(100 * called_at(100, 0)), 60)
+    assert (schedule.prewarm_after_s[0, 1], schedule.keep_alive_s[0, 1]) == (0, 60)
+
+
 def test_margins_are_exact_where_floats_are_not() -> None:
     """1.1 x 50 is 55 minutes, though in floating point it rounds up to 56."""
     assert math.ceil(1.1 * 50) == 56

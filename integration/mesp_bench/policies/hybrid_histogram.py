@@ -8,7 +8,8 @@ is simply kept for the whole range.
 The paper leaves room; these readings meet the known points (range 240, second half of Azure day 1: 151 cold starts
 at 152.8 % of the waste of a fixed 10 minutes; without timers 126 at 284.8 %):
 
-- a gap is the difference between two active minutes, 1 for neighbours, and neighbours count;
+- a gap is the difference between two active minutes, 1 for neighbours, and neighbours count (event accounting
+  also counts the gaps within a minute, see `HybridHistogram.schedule`);
 - a gap of the range or longer is out of bounds: it is counted, and enters no bin;
 - learning starts with the trace, one histogram per function (`hybrid_histogram`) or app (`hybrid_histogram_app`);
 - representative: at least two gaps seen, fewer than half of them out of bounds, and a coefficient of variation
@@ -42,28 +43,37 @@ MIN_VARIATION = 2.0
 
 
 @numba.njit(cache=True)
-def _percentile_bin(bins: IntArray, within: int, percent: int) -> int:
+def _percentile_bin(bins: npt.NDArray[np.int64], percent: int) -> int:
     cumulative = 0
+    enough = percent * bins.sum()
     for gap in range(bins.size):
         cumulative += bins[gap]
-        if cumulative * 100 >= percent * within:
+        if cumulative * 100 >= enough:
             return gap
     return bins.size - 1
 
 
 @numba.njit(cache=True)
-def _windows(active: BoolArray, range_minutes: int) -> tuple[IntArray, IntArray]:
-    """First and last minute of warmth after the last active one, as known once minute m is over, both (F, M)."""
-    functions, minutes = active.shape
+def _windows(counts: npt.NDArray[np.uint32], range_minutes: int, same_minute: bool) -> tuple[IntArray, IntArray]:
+    """First and last minute of warmth after the last active one, as known once minute m is over, both (F, M).
+
+    With `same_minute` the calls of one minute count as gaps of 0.
+    """
+    functions, minutes = counts.shape
     head = np.empty((functions, minutes), np.int32)
     tail = np.empty((functions, minutes), np.int32)
     for f in range(functions):
-        bins = np.zeros(range_minutes, np.int32)
-        within, beyond, squares = 0, 0, 0  # squares: of the bins' counts, for their variation
+        bins = np.zeros(range_minutes, np.int64)
+        within = beyond = squares = np.int64(0)  # squares: of the bins' counts, for their variation
         last = -1
         first_warm, last_warm = 1, range_minutes
         for m in range(minutes):
-            if active[f, m]:
+            calls = np.int64(counts[f, m])
+            if calls > 0:
+                if same_minute:
+                    squares += (2 * bins[0] + calls - 1) * (calls - 1)
+                    bins[0] += calls - 1
+                    within += calls - 1
                 if last >= 0:
                     gap = m - last
                     if gap < range_minutes:
@@ -78,8 +88,8 @@ def _windows(active: BoolArray, range_minutes: int) -> tuple[IntArray, IntArray]
                     mean = within / range_minutes
                     variance = max(squares / range_minutes - mean * mean, 0.0)
                     if variance >= (MIN_VARIATION * mean) ** 2:
-                        first_warm = max(1, _percentile_bin(bins, within, 5) * 9 // 10)
-                        last_warm = (_percentile_bin(bins, within, 99) * 11 + 9) // 10
+                        first_warm = max(1, _percentile_bin(bins, 5) * 9 // 10)
+                        last_warm = max(1, (_percentile_bin(bins, 99) * 11 + 9) // 10)
             head[f, m] = first_warm
             tail[f, m] = last_warm
     return head, tail
@@ -95,9 +105,9 @@ class HybridHistogram:
 
     def loaded(self, trace: Trace, knob: float) -> BoolArray:
         """Loaded in minute m iff the last active minute lies head to tail minutes back, (F, M)."""
-        owner, active = self._pool(trace)
-        head, tail = self._known_windows(active, knob)
-        since = minutes_since_active(active)
+        owner, counts = self._pool(trace)
+        head, tail = self._known_windows(counts, knob, same_minute=False)
+        since = minutes_since_active(counts > 0)
         return ((head <= since) & (since <= tail))[owner]
 
     def schedule(self, trace: Trace, knob: float) -> WarmSchedule:
@@ -106,23 +116,26 @@ class HybridHistogram:
         Minute gap g stands for idle times of g-1 to g+1 minutes; as in the paper's bins the head is rounded down, to
         g-1. So the new container is ordered ``head - 1`` minutes after the last idle moment, and the window ends
         `tail` minutes after it, as a fixed keep-alive of `tail` minutes would. For a container that goes idle in
-        minute m the window is the one known when m began.
+        minute m the window is the one known when m began. Here the calls of one minute are gaps too, of bin 0, as
+        they are in the paper: or a function that is called in bursts would be dropped between two calls of a burst.
         """
-        owner, active = self._pool(trace)
-        head, tail = self._known_windows(active, knob)
+        owner, counts = self._pool(trace)
+        head, tail = self._known_windows(counts, knob, same_minute=True)
         return keep_alive_schedule(
             keep_alive_s=((tail - head + 1) * MINUTE_S).astype(np.float32)[owner],
             prewarm_after_s=((head - 1) * MINUTE_S).astype(np.float32)[owner],
         )
 
-    def _pool(self, trace: Trace) -> tuple[npt.NDArray[np.intp], BoolArray]:
-        """The histogram of each function, (F,), and the activity that each histogram sees, (histograms, M)."""
-        return np.arange(len(trace.functions)), trace.counts > 0
+    def _pool(self, trace: Trace) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
+        """The histogram of each function, (F,), and the counts that each histogram sees, (histograms, M)."""
+        return np.arange(len(trace.functions)), trace.counts
 
-    def _known_windows(self, active: BoolArray, knob: float) -> tuple[IntArray, IntArray]:
+    def _known_windows(
+        self, counts: npt.NDArray[np.uint32], knob: float, *, same_minute: bool
+    ) -> tuple[IntArray, IntArray]:
         """Head and tail known when each minute begins, both (histograms, M)."""
         range_minutes = whole_minutes(self.name, knob)
-        head, tail = _windows(active, range_minutes)
+        head, tail = _windows(counts, range_minutes, same_minute)
         head[:, 1:], tail[:, 1:] = head[:, :-1].copy(), tail[:, :-1].copy()
         head[:, :1], tail[:, :1] = 1, range_minutes
         return head, tail
@@ -133,8 +146,8 @@ class HybridHistogramApp(HybridHistogram):
 
     name: ClassVar[str] = "hybrid_histogram_app"
 
-    def _pool(self, trace: Trace) -> tuple[npt.NDArray[np.intp], BoolArray]:
+    def _pool(self, trace: Trace) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
         apps, owner = np.unique(np.array(trace.apps, dtype=np.str_), return_inverse=True)
-        active = np.zeros((apps.size, trace.minutes), np.bool_)
-        np.logical_or.at(active, owner, trace.counts > 0)
-        return owner, active
+        counts = np.zeros((apps.size, trace.minutes), np.uint32)
+        np.add.at(counts, owner, trace.counts)
+        return owner, counts

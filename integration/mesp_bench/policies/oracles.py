@@ -1,7 +1,10 @@
-"""The bounds: what perfect foresight of the minutes would do. Both look ahead, as no policy can.
+"""The bounds: what perfect foresight of the counts would do. Both look ahead, as no policy can.
 
-`oracle_keepalive` may only keep what is there: of every keep-alive policy it has the least price-weighted sum of
-cold starts and wasted memory. `oracle_prewarm` may also start containers ahead of a call.
+`oracle_keepalive` may only keep what is there: in minute accounting it has, of every keep-alive policy, the least
+price-weighted sum of cold starts and wasted memory. `oracle_prewarm` may also start containers ahead of a call.
+
+Their schedules for event accounting foresee minutes, not arrivals: they know neither the moment in the minute nor how
+many calls overlap, so there they are strong policies rather than bounds.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class OracleKeepAlive:
 
     name: ClassVar[str] = "oracle_keepalive"
     knob_unit: ClassVar[str] = "price of a cold start, GB s"
-    knobs: ClassVar[tuple[float, ...]] = (2, 5, 10, 20, 40, 80.5, 160, 320, 640, 1280)
+    knobs: ClassVar[tuple[float, ...]] = (5, 10, 20, 40, 80.5, 160, 320, 640, 1280, 2560)
     constant_idle_mb: ClassVar[float] = 0.0
 
     def loaded(self, trace: Trace, knob: float) -> BoolArray:
@@ -85,8 +88,8 @@ class OraclePrewarm:
 
     def schedule(self, trace: Trace, knob: float) -> WarmSchedule:
         """A floor of the minute's mean concurrency, rounded up, in every active minute but the first."""
-        if not knob >= 0:
-            raise InputError(f"{self.name}: knob = {knob:g} s, the lead must not be negative")
+        if not 0 <= knob <= MINUTE_S:
+            raise InputError(f"{self.name}: knob = {knob:g} s, the lead must be within 0 and 60 s")
         containers = np.minimum(mean_containers(trace.counts, trace.duration_ms), np.iinfo(np.int16).max)
         floor = np.where(self.loaded(trace, knob), containers, 0).astype(np.int16)
         return WarmSchedule(
