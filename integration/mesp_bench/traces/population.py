@@ -61,20 +61,23 @@ HABIT_SHARES = {"polled": 0.15, "poisson": 0.25, "bursty": 0.60}
 #: Share of a multi-function app's queue, event, storage, orchestration and other functions fired by its first [chosen].
 CHAINED_SHARE = 0.5
 
-#: Share of apps by the standard deviation of the log rate over blocks, of the functions that no clock drives [B, upper
-#: six tenths: the steady rest are timers and pollers]. Correlation of the log rate between consecutive blocks [B: the
-#: ratio's variance at lags of 3, 6, 12 blocks].
+#: Cumulative share of apps by the standard deviation of the log rate over blocks, apps of 100 or more invocations in
+#: every block [B; the upper end chosen]: half are steady to a percent, and have no daily wave either. Correlation of the
+#: log rate between consecutive blocks [B: the ratio's variance at lags of 3, 6, 12 blocks].
 DRIFT_BLOCK_MINUTES = 504
 DRIFT_SD = (
-    (0.0, 0.004),
-    (0.17, 0.011),
-    (0.33, 0.045),
-    (0.5, 0.127),
-    (0.58, 0.189),
-    (0.83, 0.573),
-    (0.92, 0.839),
-    (1.0, 1.5),
+    (0.0, 0.001),
+    (0.1, 0.002),
+    (0.25, 0.004),
+    (0.5, 0.011),
+    (0.6, 0.045),
+    (0.7, 0.127),
+    (0.75, 0.189),
+    (0.9, 0.573),
+    (0.95, 0.839),
+    (1.0, 2.0),
 )
+STEADY_SD = 0.011
 DRIFT_CORRELATION = 0.87
 
 #: Share of apps that appear, and that vanish for good, in a day [B, apps with 10 or more invocations a block].
@@ -157,7 +160,9 @@ def draw_population(functions: int, days: int, rng: np.random.Generator) -> Popu
     period, per_firing = _timers(rate)
     polled = habit == "polled"
     period[polled] = MINUTES_PER_DAY / rate[polled]
-    in_hours = rng.random(functions)
+    anchor_at = rng.random(functions)
+    drift_sd = _quantile(DRIFT_SD, rng.random(len(apps)))
+    steady = (drift_sd < STEADY_SD)[app]
     burr_c, burr_k, burr_scale = MEMORY_BURR
     return Population(
         app=app,
@@ -170,17 +175,17 @@ def draw_population(functions: int, days: int, rng: np.random.Generator) -> Popu
         phase=born[app] + np.floor(rng.random(functions) * np.minimum(period, (dies - born)[app])),
         parent=np.where(chained, root, -1),
         chance=rng.uniform(0.2, 1.0, functions),
-        daily=rng.beta(1.2, 1.8, functions),
+        daily=np.where(steady, 0.0, rng.beta(1.2, 1.8, functions)),
         peak=rng.normal(15 * 60, 180, functions) % MINUTES_PER_DAY,  # working hours of Europe and America overlap
-        weekend=rng.uniform(0.4, 1.0, functions),
+        weekend=np.where(steady, 1.0, rng.uniform(0.4, 1.0, functions)),
         burst=1 + rng.lognormal(1.0, 1.0, functions),
         spread=rng.lognormal(1.2, 1.0, functions),
         born=born[app],
         dies=dies[app],
-        anchor=np.where(is_trigger["timer"], -1, born[app] + (in_hours * (dies - born)[app]).astype(np.int64)),
+        anchor=np.where(is_trigger["timer"], -1, born[app] + (anchor_at * (dies - born)[app]).astype(np.int64)),
         duration_ms=np.clip(1_000 * rng.lognormal(DURATION_LOG_MEAN, DURATION_LOG_SD, functions), *DURATION_MS_RANGE),
         duration_log_sd=rng.uniform(0.2, 1.0, functions),
-        drift_sd=_quantile(DRIFT_SD, rng.random(len(apps))),
+        drift_sd=drift_sd,
         memory_mb=np.minimum(
             burr_scale * ((1 - rng.random(len(apps))) ** (-1 / burr_k) - 1) ** (1 / burr_c), MEMORY_MB_MAX
         ),
