@@ -19,11 +19,11 @@ class LoopConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     predictor_address: Annotated[str, Field(min_length=1)] = Field(
-        "127.0.0.1:50151", description="host:port of the predictor sidecar."
+        default="127.0.0.1:50151", description="host:port of the predictor sidecar."
     )
-    horizon: Annotated[int, Field(ge=0)] = Field(0, description="Steps to forecast; 0: the model's default.")
+    horizon: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps to forecast; 0: the model's default.")
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
-        None, description="Loopback port of the Prometheus page; 0 takes a free one; none: no page."
+        default=None, description="Loopback port of the Prometheus page; 0 takes a free one; none: no page."
     )
     placement: PlacementConfig = Field(
         default_factory=PlacementConfig, description="The decision: price or budget, bounds, tick_s, stale_after_s."
