@@ -27,7 +27,7 @@ from mesp.errors import InputError
 from mesp.types import FunctionKey, Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from mesp.types import BoolArray, FloatArray, StepCounts
 
@@ -50,14 +50,6 @@ class StepWidthError(InputError):
     """A report on another step grid than the model's."""
 
 
-@dataclass(slots=True)
-class _Part:
-    """What one source said of one step: counts by row (NaN: nothing), and whether it saw everything."""
-
-    counts: FloatArray
-    complete: bool
-
-
 @dataclass(frozen=True, slots=True)
 class SeriesState:
     """All that a store remembers, in order of time: F rows, C steps that end at `newest`, P parts.
@@ -70,7 +62,7 @@ class SeriesState:
         last_seen: step of the last invocation, -1 for none, (F,).
         complete: a source reported everything it saw in the step, (C,).
         owners: the step's only source, None for no report, empty for several sources, C.
-        parts: step, source and completeness of each source's own column, P.
+        parts: step and source of each source's own column, P.
         part_counts: those columns, NaN where the source said nothing, (P, F).
     """
 
@@ -82,7 +74,7 @@ class SeriesState:
     last_seen: Rows
     complete: BoolArray
     owners: tuple[str | None, ...]
-    parts: tuple[tuple[int, str, bool], ...]
+    parts: tuple[tuple[int, str], ...]
     part_counts: FloatArray
 
 
@@ -124,7 +116,7 @@ class SeriesStore:
         self._changed = np.zeros(max_functions, np.bool_)
         self._complete: BoolArray = np.zeros(context, np.bool_)
         self._owner: list[str | None] = [None] * context
-        self._parts: dict[int, dict[str, _Part]] = {}
+        self._parts: dict[int, dict[str, FloatArray]] = {}
         self._row: dict[FunctionKey, int] = {}
         self._free: list[int] = []
         self._newest = -1
@@ -241,8 +233,8 @@ class SeriesStore:
             last_seen=self._last_seen[:known].copy(),
             complete=self._complete[columns],
             owners=tuple(self._owner[column] for column in columns),
-            parts=tuple((step, source, part.complete) for step, source, part in parts),
-            part_counts=np.array([part.counts[:known] for *_, part in parts], np.float32).reshape(len(parts), known),
+            parts=tuple((step, source) for step, source, _ in parts),
+            part_counts=np.array([part[:known] for *_, part in parts], np.float32).reshape(len(parts), known),
         )
 
     @classmethod
@@ -269,11 +261,10 @@ class SeriesStore:
         store._complete[columns] = state.complete[-kept:]
         for column, owner in zip(columns, state.owners[-kept:], strict=True):
             store._owner[column] = owner
-        for (step, source, complete), counts in zip(state.parts, state.part_counts, strict=True):
+        for (step, source), counts in zip(state.parts, state.part_counts, strict=True):
             if step > state.newest - context:
-                part = store._part(complete=complete)
-                part.counts[:known] = counts
-                store._parts.setdefault(step, {})[source] = part
+                store._parts.setdefault(step, {})[source] = part = store._silence()
+                part[:known] = counts
         return store
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -360,7 +351,7 @@ class SeriesStore:
         self._row[key] = row
         self._counts[row] = np.where(self._complete, np.float32(0), np.float32(np.nan))
         for part in (part for parts in self._parts.values() for part in parts.values()):
-            part.counts[row] = 0 if part.complete else np.nan
+            part[row] = np.nan
         self._first_seen[row] = self._last_seen[row] = -1
         self._changed[row] = self._learned >= 0
         return row
@@ -378,36 +369,28 @@ class SeriesStore:
             total[rows] = counts
         else:
             parts = self._split(index, step.source)
-            part = parts[step.source]
             if step.complete:
-                part.counts[touched] = 0
-            part.counts[rows] = counts
-            part.complete |= step.complete
-            total[touched] = _sum([each.counts[touched] for each in parts.values()])
+                parts[step.source][touched] = 0
+            parts[step.source][rows] = counts
+            # Whatever is touched was told by this source: no cell is without a number. Sums are exact, rounded once.
+            total[touched] = np.nansum([part[touched] for part in parts.values()], axis=0, dtype=np.float64)
         self._complete[column] |= step.complete
         if index <= self._learned:
             self._changed[touched] |= ~((before == total[touched]) | (np.isnan(before) & np.isnan(total[touched])))
 
-    def _split(self, index: int, source: str) -> dict[str, _Part]:
-        """The step's columns by source, with one for `source`."""
+    def _split(self, index: int, source: str) -> dict[str, FloatArray]:
+        """The step's columns by source, with one for `source`; NaN where a source said nothing."""
         column = index % self.context
         owner = self._owner[column]
         parts = self._parts.setdefault(index, {})
         if owner is not None and owner != _SEVERAL:
-            parts[owner] = self._part(complete=bool(self._complete[column]))
-            parts[owner].counts[: len(self.functions)] = self._counts[: len(self.functions), column]
+            parts[owner] = self._silence()
+            parts[owner][: len(self.functions)] = self._counts[: len(self.functions), column]
             self._owner[column] = _SEVERAL
         if source not in parts:
-            parts[source] = self._part(complete=False)
+            parts[source] = self._silence()
         return parts
 
-    def _part(self, *, complete: bool) -> _Part:
-        """One source's column, nothing said yet."""
-        return _Part(np.full(self.max_functions, np.nan, np.float32), complete)
-
-
-def _sum(columns: Sequence[FloatArray]) -> FloatArray:
-    """Sum over the sources that said something, NaN where none did; exact, then rounded to float32 once."""
-    stack = np.stack(columns)
-    total = np.nansum(stack, axis=0, dtype=np.float64)
-    return np.where(np.isnan(stack).all(axis=0), np.nan, total).astype(np.float32)
+    def _silence(self) -> FloatArray:
+        """A column of which nothing was said."""
+        return np.full(self.max_functions, np.nan, np.float32)

@@ -97,7 +97,7 @@ def _decode(data: bytes, step_ms: int) -> SeriesState:
             newest=told["newest"],
             functions=tuple(None if key is None else FunctionKey(*key) for key in told["functions"]),
             owners=tuple(told["owners"]),
-            parts=tuple((step, source, complete) for step, source, complete in told["parts"]),
+            parts=tuple((step, source) for step, source in told["parts"]),
             **{name: archive[name] for name in _ARRAYS},
         )
 
