@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _OWN_PACKAGES: Final = frozenset({"mesp", "mesp_bench", "mesp_placement", "mesp_plugin", "mesp_predictor"})
-_INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +121,10 @@ def _mesp(
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line and exits: 0, or the error's code, or 130 after Ctrl-C."""
+    """Runs the command line and exits: 0, or the error's code; Typer itself ends Ctrl-C with 130."""
     try:
         app(args, prog_name="mesp")
     except MespError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)  # noqa: T201 (the command's own voice)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
     sys.exit(0)

@@ -21,6 +21,7 @@ from mesp.server import serve
 from mesp.types import Forecasts, ForecastStatus, FunctionKey, ModelDescription, StepCounts
 from mesp.v1 import predictor_service_pb2 as predictor_pb
 from mesp.v1 import predictor_service_pb2_grpc as predictor_grpc
+from mesp.v1 import types_pb2 as types_pb
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,7 +60,7 @@ class ScriptedPredictor(predictor_grpc.PredictorServiceServicer):
         self.failures: deque[grpc.StatusCode] = deque()
         self.calls = 0
         self.taken: list[StepCounts] = []
-        self.watches: deque[list[Forecasts | grpc.StatusCode]] = deque()
+        self.watches: deque[list[Forecasts | types_pb.ForecastChunk | grpc.StatusCode]] = deque()
 
     async def _answer_or_fail(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.calls += 1
@@ -80,7 +81,9 @@ class ScriptedPredictor(predictor_grpc.PredictorServiceServicer):
 
     async def WatchForecasts(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802 (gRPC's names)
         for item in self.watches.popleft():
-            if not isinstance(item, Forecasts):
+            if isinstance(item, types_pb.ForecastChunk):
+                yield predictor_pb.WatchForecastsResponse(chunk=item)
+            elif not isinstance(item, Forecasts):
                 # Half a tick, then the connection breaks.
                 yield predictor_pb.WatchForecastsResponse(chunk=next(wire.forecasts_to_chunks(forecast(99), 1)))
                 await context.abort(item, "as the script says")
@@ -162,6 +165,16 @@ async def test_a_call_is_repeated_when_the_predictor_did_not_answer() -> None:
     assert len(sleeps) == 2
     assert 0 <= sleeps[0] <= 0.1
     assert 0 <= sleeps[1] <= 0.2
+
+
+async def test_a_silent_predictor_is_unavailable() -> None:
+    """Deadlines missed on every attempt end in a sentence with the address and the call."""
+    predictor = ScriptedPredictor()
+    predictor.failures.extend([grpc.StatusCode.DEADLINE_EXCEEDED] * 3)
+    async with connected(predictor) as (client, _):
+        with pytest.raises(UnavailableError) as raised:
+            await client.list_functions()
+        assert str(raised.value) == f"predictor at {client.address} did not answer ListFunctions in time"
 
 
 async def test_backoff_grows_to_its_ceiling() -> None:
@@ -325,6 +338,15 @@ async def test_watching_sees_each_tick_once_over_reconnects() -> None:
         assert client.latest(4 * MINUTE_MS) is not None
     assert ticks == [1, 2, 4]
     assert len(sleeps) == 2
+
+
+async def test_watching_never_sees_half_a_tick() -> None:
+    """A tick that the predictor gives up for a newer one is left out; the newer one arrives whole."""
+    predictor = ScriptedPredictor()
+    predictor.watches.append([next(wire.forecasts_to_chunks(forecast(1), 1)), forecast(2)])
+    async with connected(predictor) as (client, _):
+        received = await anext(client.watch())
+    assert (received.tick_id, received.functions) == (2, (A, B))
 
 
 async def test_watching_gives_up_when_the_predictor_stays_away() -> None:

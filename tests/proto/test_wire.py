@@ -290,9 +290,11 @@ def test_a_bad_item_does_not_fail_its_batch() -> None:
 
 
 def test_arrays_that_disagree_fail_the_batch() -> None:
-    """A message whose arrays disagree cannot be read at all: the whole call is an error, as the proto promises."""
+    """A message whose arrays disagree cannot be read at all: the whole call is an error, as it is with too many steps."""
     with pytest.raises(InputError, match="must be as many"):
         wire.observe_from_pb(predictor_pb.ObserveRequest(steps=[report(), report(counts=[])]))
+    with pytest.raises(InputError, match="1441 in one request, at most 1440 are allowed"):
+        wire.observe_from_pb(predictor_pb.ObserveRequest(steps=[report()] * 1_441))
 
 
 def test_reports_that_break_the_rules_are_not_sent() -> None:
@@ -350,7 +352,11 @@ def test_half_a_tick_is_never_taken_for_a_whole() -> None:
     short = types_pb.ForecastChunk()
     short.CopyFrom(last)
     del short.quantiles[0]
+    unknown = types_pb.ForecastChunk()
+    unknown.CopyFrom(last)
+    unknown.statuses[0] = types_pb.ForecastStatus.FORECAST_STATUS_UNSPECIFIED
     for chunks, words in (
+        ([first, unknown], "a status is none of 1 to 4"),
         ([], "ended after 0 chunks"),
         ([first], "ended after 1 chunks and before the last one"),
         ([last, first], "a chunk follows the last one"),
