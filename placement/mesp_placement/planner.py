@@ -142,8 +142,8 @@ class _Wish:
             row = step.rows(np.array([i]))
             level = sizing.critical_level(row, self.memory_gb[[i]], price)
             why = (
-                f"the price {price:.4g} GB·s covers the {level[0]:.3g} quantile {when}, "
-                f"{sizing.arrivals_at(row, level)[0]} calls, which at {row.duration_s[0]:.3g} s each "
+                f"the price {price:.4g} GB·s covers the {level[0]:.2g} quantile {when}, "
+                f"{sizing.arrivals_at(row, level)[0]} calls a step, which at {row.duration_s[0]:.3g} s each "
                 f"keep {sized} containers busy at once"
             )
         return why if wanted == sized else f"{why}, but max_containers allows {wanted}"

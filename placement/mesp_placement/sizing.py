@@ -47,7 +47,7 @@ MIN_PRICE_GB_S, MAX_PRICE_GB_S = 1e-3, 1e6
 NO_LIMIT = 2**62
 
 #: Up to this mean the Poisson quantile is summed exactly; above, its normal approximation is off by less than one.
-_EXACT_MEAN = 32.0
+_EXACT_MEAN = 16.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +184,17 @@ def peak_busy(arrivals: Ints, load: Floats) -> Ints:
     return np.asarray(peak)
 
 
-def expected_idle(demand: Demand, count: Ints, points: int = 32) -> Floats:
-    """Expected containers idle, E[(count - N)+], (F,), when `count` are warm; N | N >= 1 by the midpoint rule."""
+def needed_when_active(demand: Demand, points: int = 32) -> Ints:
+    """N given N >= 1 in the part still to come, (F, points): its quantiles at the midpoints of equal shares."""
     idle = demand.idle_in_rest
-    unused = np.zeros(len(count))
-    many = np.flatnonzero((count > 1) & (idle < 1))
-    if many.size:
-        part = demand.rows(many)
-        for point in range(points):
-            level = idle[many] + (1.0 - idle[many]) * (point + 0.5) / points
-            unused[many] += np.maximum(count[many] - np.maximum(containers_at(part, level), 1), 0)
-    return np.asarray(idle * count + (1.0 - idle) * unused / points)
+    levels = (idle + (1.0 - idle) * (point + 0.5) / points for point in range(points))
+    return np.stack([np.maximum(containers_at(demand, level), 1) for level in levels], axis=1)
+
+
+def expected_idle(demand: Demand, count: Ints, needed: Ints) -> Floats:
+    """Expected containers idle, E[(count - N)+], (F,), when `count` are warm; `needed` as of `needed_when_active`."""
+    idle = demand.idle_in_rest
+    return np.asarray(idle * count + (1.0 - idle) * np.maximum(count[:, None] - needed, 0).mean(axis=1))
 
 
 def price_for_budget(steps: Sequence[Demand], memory_gb: Floats, budget_mb: float, most: Ints) -> float:
@@ -202,19 +202,22 @@ def price_for_budget(steps: Sequence[Demand], memory_gb: Floats, budget_mb: floa
 
     The count held is the largest over `steps`, at most `most` (F,); its idleness is that of the first step. Idle
     memory never falls as the price rises, so a bisection (on the price's logarithm) finds it: 0 when even
-    `MIN_PRICE_GB_S` exceeds the budget, `MAX_PRICE_GB_S` when nothing does.
+    `MIN_PRICE_GB_S` exceeds the budget, `MAX_PRICE_GB_S` when nothing does. Within a tenth of a percent, from below.
     """
+    if not steps:
+        return MAX_PRICE_GB_S
+    needed = needed_when_active(steps[0])
 
     def held_mb(price_gb_s: float) -> float:
         count = np.minimum(wanted_count(steps, memory_gb, price_gb_s), most)
-        return float(expected_idle(steps[0], count) @ memory_gb) * 1e3
+        return float(expected_idle(steps[0], count, needed) @ memory_gb) * 1e3
 
-    if not steps or held_mb(MAX_PRICE_GB_S) <= budget_mb:
+    if held_mb(MAX_PRICE_GB_S) <= budget_mb:
         return MAX_PRICE_GB_S
     low, high = MIN_PRICE_GB_S, MAX_PRICE_GB_S
     if held_mb(low) > budget_mb:
         return 0.0
-    while high > low * (1 + 1e-6):
+    while high > low * 1.001:
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if held_mb(middle) <= budget_mb else (low, middle)
     return low
@@ -231,17 +234,16 @@ def _poisson_quantile(mean: Floats, tail: Floats) -> Floats:
     # Cornish and Fisher's second term corrects the normal quantile for skewness, half a unit for continuity.
     z = _normal_upper_quantile(tail)
     quantile = np.ceil(mean + z * np.sqrt(mean) + (z * z - 1.0) / 6.0 - 0.5)
-    small = np.flatnonzero(mean <= _EXACT_MEAN)
-    term = np.exp(-mean[small])
-    reached = term.copy()
-    quantile[small] = 0.0
-    for m in range(1, 1000):
-        short = reached < 1.0 - tail[small]
-        if not short.any():
-            break
-        quantile[small[short]] = m
-        term = term * mean[small] / m
-        reached = np.where(term > 0, reached + term, 1.0)
+    rows = np.flatnonzero(mean <= _EXACT_MEAN)
+    rate, enough = mean[rows], 1.0 - tail[rows]
+    term = reached = np.exp(-rate)
+    m = 0
+    while rows.size:
+        quantile[rows] = m
+        m += 1
+        term = term * rate / m
+        left = (reached < enough) & (term > 0.0)
+        rows, rate, enough, term, reached = rows[left], rate[left], enough[left], term[left], (reached + term)[left]
     return quantile
 
 
