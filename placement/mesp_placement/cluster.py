@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mesp_placement.filters import Fleet
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from mesp.types import FunctionKey
     from mesp_placement.model import Container, FunctionProfile, Snapshot
+
+Key = TypeVar("Key")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,12 @@ class Cluster:
     @classmethod
     def of(cls, snapshot: Snapshot) -> Cluster:
         """Indexes a snapshot; the first of several items with one name counts."""
-        nodes = {node.name: node for node in reversed(snapshot.nodes) if node.memory_mb > 0}
-        profiles = {p.function: p for p in reversed(snapshot.profiles) if p.memory_mb > 0 and p.concurrency > 0}
+        nodes = _firsts((node.name, node) for node in snapshot.nodes if node.memory_mb > 0)
+        profiles = _firsts((p.function, p) for p in snapshot.profiles if p.memory_mb > 0 and p.concurrency > 0)
         fleet = Fleet.of(tuple(nodes.values()))
         index = {name: place for place, name in enumerate(fleet.names)}
         containers: dict[FunctionKey, list[Container]] = defaultdict(list)
-        for container in {c.id: c for c in reversed(snapshot.containers)}.values():
+        for container in _firsts((c.id, c) for c in snapshot.containers).values():
             if container.node in index:
                 fleet.take(index[container.node], container.memory_mb)
             if container.function in profiles:
@@ -61,6 +64,14 @@ class Cluster:
     def of_function(self, key: FunctionKey) -> Sequence[Container]:
         """The containers of a function, none for one without."""
         return self.containers.get(key, ())
+
+
+def _firsts(items: Iterable[tuple[Key, Item]]) -> dict[Key, Item]:
+    """The first item of each key, in order."""
+    found: dict[Key, Item] = {}
+    for key, item in items:
+        found.setdefault(key, item)
+    return found
 
 
 def _errors(
