@@ -94,7 +94,8 @@ def _check_bindable(address: str) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, int(port)), family=family).close()
     except OSError as error:
-        reason = error.strerror or str(error)
+        # socket.create_server adds the address once more, in brackets.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise UnavailableError(
             f"cannot listen on {address}: {reason[:1].lower()}{reason[1:]}; free it or choose another port"
         ) from error

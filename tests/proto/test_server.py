@@ -59,7 +59,9 @@ async def test_reflection_lists_the_services() -> None:
 async def test_a_taken_port_is_one_sentence() -> None:
     """A second server on the same port is refused by a sentence that names the address and the cause."""
     async with running() as port:
-        with pytest.raises(UnavailableError, match=rf"cannot listen on 127\.0\.0\.1:{port}: address already in use"):
+        with pytest.raises(
+            UnavailableError, match=rf"cannot listen on 127\.0\.0\.1:{port}: address already in use; free it"
+        ):
             await serve([], f"127.0.0.1:{port}", stop=asyncio.Event())
 
 
