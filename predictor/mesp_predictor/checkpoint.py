@@ -29,9 +29,10 @@ from mesp.errors import InputError
 from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert
 from mesp_predictor.experts.neural_hazard import Network, NeuralHazardExpert
 from mesp_predictor.experts.patchtst import PatchTSTExpert
+from mesp_predictor.kernels import LONGEST_GAP
 from mesp_predictor.mixture import MixtureForecaster, Model
 from mesp_predictor.router import Gate, Router
-from mesp_predictor.statistics import FEATURES, LONGEST_GAP
+from mesp_predictor.statistics import FEATURES
 
 if TYPE_CHECKING:
     from mesp_predictor.experts.base import Expert
@@ -106,7 +107,9 @@ def load_model(directory: Path) -> Model:
     manifest = read_manifest(directory)
     found = f"{FORMAT}-{_checksum(directory)}"
     if manifest.version != found:
-        raise InputError(f"{directory}: the files' checksum is {found}, manifest.json says {manifest.version}: incomplete or altered")
+        raise InputError(
+            f"{directory}: the files' checksum is {found}, manifest.json says {manifest.version}: incomplete or altered"
+        )
     try:
         centroids = load_file(directory / "clusters.safetensors")["centroids"].numpy()
         experts = tuple(_load_expert(name, directory / "experts" / name) for name in manifest.experts)
@@ -175,7 +178,9 @@ def _load_expert(name: str, directory: Path) -> Expert:
         return HazardExpert(load_file(directory / "model.safetensors")["curves"].numpy(), config["strength"])
     if name == NeuralHazardExpert.name:
         if tuple(config["features"]) != FEATURES:
-            raise InputError(f"{directory}: was trained on other features than this version computes: train the model anew")
+            raise InputError(
+                f"{directory}: was trained on other features than this version computes: train the model anew"
+            )
         network = Network()
         network.load_state_dict(load_file(directory / "model.safetensors"))
         return NeuralHazardExpert(network.eval())

@@ -20,6 +20,7 @@ from mesp_predictor import router as routing
 from mesp_predictor import shapes
 from mesp_predictor.experts.base import Context, Expert, IntArray, Prediction, hurdle_quantiles
 from mesp_predictor.forecaster import Mixed
+from mesp_predictor.learning import LearningRouter
 from mesp_predictor.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ class Model:
 class MixtureForecaster:
     """A model with its online state; see `mesp_predictor.forecaster.Forecaster`."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, learn: bool = True) -> None:
         self._model = model
+        self._learning = LearningRouter(model.router) if learn else None
         self._as_of_ms = 0
         self._functions: list[FunctionKey | None] = []
         self._statistics = Statistics.empty(0)
@@ -130,32 +132,32 @@ class MixtureForecaster:
         history = store.window(rows, min(store.context, WINDOW + min(steps, CATCH_UP)))
         for i in range(steps):
             column = fresh[:, i]
-            if self._next is not None:
-                routing.score(self._losses, self._next, column > 0, ~np.isnan(column))
+            self._score(column)
             self._statistics.update(column)
             left = steps - 1 - i
             if 0 < left < CATCH_UP:
                 self._window = _padded(history[:, : history.shape[1] - left])
-                self._next = self._each(rows, 1, self.levels)[1]
+                self._expect(self._each(rows, 1, self.levels)[1])
         self._as_of_ms = store.as_of_ms
         self._rebuild(store, changed)
+        self._functions = list(store.functions)
         if steps and (newest // CLUSTER_EVERY != (newest - steps) // CLUSTER_EVERY):
             self._look_up_clusters(store, rows)
         self._window = _padded(history)
-        self._ahead, self._next = self._mix(rows, self.default_horizon, self.levels)
+        self._ahead, forecast = self._mix(rows, self.default_horizon, self.levels)
+        self._expect(forecast)
 
     def forecast(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> Mixed:
         """Forecasts rows of the store as of the last `advance`; row -1 is a function never seen."""
         known = rows >= 0
+        if not known.any():
+            return _take(self._stranger(horizon, levels), np.zeros(len(rows), np.int64), horizon)
         if self._ahead is not None and horizon <= self.default_horizon and levels == self.levels:
-            mixed = _take(self._ahead, np.where(known, rows, 0), horizon) if known.any() else None
+            mixed = _take(self._ahead, np.where(known, rows, 0), horizon)
         else:
-            mixed = self._mix(rows[known], horizon, levels)[0] if known.any() else None
-            mixed = mixed and _take(mixed, np.cumsum(known) - 1, horizon)
-        if known.all() and mixed is not None:
-            return mixed
-        stranger = _take(self._stranger(horizon, levels), np.zeros(len(rows), np.int64), horizon)
-        return stranger if mixed is None else _choose(known, mixed, stranger)
+            mixed = self._mix(rows[known], horizon, levels)[0]
+            mixed = _take(mixed, np.maximum(np.cumsum(known) - 1, 0), horizon)
+        return mixed if known.all() else _choose(known, mixed, self._stranger(horizon, levels))
 
     # -- learning --------------------------------------------------------------------------------------------------
 
@@ -165,13 +167,27 @@ class MixtureForecaster:
             return
         model = self._model
         self._statistics.grow(rows)
-        self._functions += [None] * (rows - len(self._functions))
         self._losses = np.concatenate([self._losses, routing.new_losses(rows - len(self._losses), len(model.experts))])
         self._cluster = np.concatenate([self._cluster, np.full(rows - len(self._cluster), -1)])
         distances = _no_distances(rows - len(self._distances), len(model.centroids))
         self._distances = np.concatenate([self._distances, distances])
-        if self._next is not None:
-            self._next = None  # nothing was forecast for the newcomers: one step goes unscored
+
+    def _expect(self, forecast: FloatArray) -> None:
+        """Keeps what each expert says of the next step, (F, E), until that step closes."""
+        self._next = forecast
+        if self._learning is not None:
+            features = self._statistics.features(1)[:, 0]
+            self._learning.expect(features, forecast, self._losses, self._distances)
+
+    def _score(self, column: FloatArray) -> None:
+        """Takes in how the last forecasts did on the step that closed; functions new since then had none."""
+        if self._next is None:
+            return
+        judged = len(self._next)
+        active, known = column[:judged] > 0, ~np.isnan(column[:judged])
+        if self._learning is not None:
+            self._learning.learn(self._statistics.step, active, known)
+        routing.score(self._losses[:judged], self._next, active, known)
 
     def _rebuild(self, store: SeriesStore, changed: IntArray) -> None:
         """Learns changed rows from their window; a row that another function took starts with a clean slate."""
@@ -184,12 +200,11 @@ class MixtureForecaster:
         for column in counts[:, first:].T:
             fresh.update(np.ascontiguousarray(column))
         self._statistics.put(changed, fresh)
-        taken = np.array([row for row in changed if store.functions[row] != self._functions[row]], np.int64)
+        before = [*self._functions, *[None] * (len(store.functions) - len(self._functions))]
+        taken = np.array([row for row in changed if store.functions[row] != before[row]], np.int64)
         self._losses[taken] = routing.INITIAL_LOSS
         self._cluster[taken] = -1
         self._distances[taken] = 1
-        for row in taken:
-            self._functions[row] = store.functions[row]
 
     def _look_up_clusters(self, store: SeriesStore, rows: IntArray) -> None:
         series = binned(np.nan_to_num(store.window(rows, self.context_length)), self._model.bin_steps)
@@ -213,7 +228,7 @@ class MixtureForecaster:
     def _mix(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> tuple[Mixed, FloatArray]:
         predictions, forecast = self._each(rows, horizon, levels)
         mixed = mix(
-            self._model.router,
+            self._model.router if self._learning is None else self._learning.router,
             predictions,
             self._statistics.take(rows),
             self._losses[rows],
@@ -288,7 +303,7 @@ def look_up(series: FloatArray, centroids: FloatArray) -> tuple[IntArray, FloatA
 
 def binned(counts: FloatArray, bin_steps: int) -> FloatArray:
     """Sums over bins of `bin_steps` steps, (R, C) -> (R, C / bin_steps)."""
-    return counts.reshape(len(counts), -1, bin_steps).sum(axis=2)
+    return np.asarray(counts.reshape(len(counts), -1, bin_steps).sum(axis=2))
 
 
 def _no_distances(functions: int, clusters: int) -> FloatArray:

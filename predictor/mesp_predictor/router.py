@@ -35,7 +35,7 @@ _CERTAINTY = 1e-4  # probabilities are kept this far from 0 and 1 wherever a log
 def logit(p: FloatArray) -> FloatArray:
     """Log odds of probabilities, kept finite."""
     p = np.clip(p, _CERTAINTY, 1 - _CERTAINTY)
-    return np.log(p / (1 - p)).astype(np.float32)
+    return np.asarray(np.log(p / (1 - p)), np.float32)
 
 
 def new_losses(functions: int, experts: int) -> FloatArray:
@@ -70,6 +70,7 @@ class Gate(nn.Module):
 
     def __init__(self, experts: int, clusters: int, width: int = 48) -> None:
         super().__init__()
+        self.experts = experts
         inputs = len(FEATURES) + experts * (1 + len(LOSS_HALF_LIVES)) + clusters
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
@@ -90,7 +91,9 @@ class Router:
 
     gate: Gate | None = None
 
-    def weights(self, features: FloatArray, forecast: FloatArray, losses: FloatArray, distances: FloatArray) -> FloatArray:
+    def weights(
+        self, features: FloatArray, forecast: FloatArray, losses: FloatArray, distances: FloatArray
+    ) -> FloatArray:
         """Weights of the experts, (R, E), rows sum to 1; arguments as in `gate_inputs`."""
         if self.gate is None:
             return hedge(losses)

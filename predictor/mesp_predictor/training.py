@@ -141,7 +141,9 @@ def _cluster(counts: FloatArray, config: TrainingConfig) -> tuple[shapes.Cluster
     kinds = shapes.route_away(series, function)
     shaped = kinds == shapes.Kind.SHAPED.value
     if shaped.sum() < 2:
-        raise InputError(f"only {int(shaped.sum())} function-days of the training trace have a shape, needed are at least 2")
+        raise InputError(
+            f"only {int(shaped.sum())} function-days of the training trace have a shape, needed are at least 2"
+        )
     clusters = shapes.kshape(series[shaped], min(config.clusters, int(shaped.sum())), config.seed)
     labels = np.full(len(counts), -1, np.int64)
     labels[function[shaped]] = clusters.labels
@@ -205,4 +207,6 @@ def _log_losses(experts: tuple[Expert, ...], gate: routing.Gate, samples: routin
     weights = routing.gate_weights(gate, samples.inputs[half][known])
     columns = {expert.name: odds[:, i] for i, expert in enumerate(experts)}
     columns["mixture"] = (odds * weights).sum(axis=1)
-    return {name: float(np.where(active, np.logaddexp(0, -o), np.logaddexp(0, o)).mean()) for name, o in columns.items()}
+    return {
+        name: float(np.where(active, np.logaddexp(0, -o), np.logaddexp(0, o)).mean()) for name, o in columns.items()
+    }

@@ -1,0 +1,281 @@
+"""The compiled loops of `mesp_predictor.statistics`, one function (row) at a time, and the constants that they share.
+
+Arguments are the arrays of `Statistics` under their names there. They are compiled, so they carry no types.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+#: Longest gap told apart, in steps; longer ones count as this long.
+LONGEST_GAP = 480
+#: Periods, in steps, whose phases are tracked.
+PERIODS = (2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60, 90, 120, 180, 240)
+#: Steps of activity remembered one by one.
+RECENT = 512
+
+GAPS_KEPT = 64  # latest gaps kept for their quantiles
+POSITIVE_KEPT = 16  # latest positive counts kept
+WINDOWS = (2, 4, 8, 15, 30, 60, 120, 240, 480)
+LAGS = (5, 10, 15, 20, 30, 45, 60, 120, 180, 240)
+HALF_LIVES = (2.0, 8.0, 30.0, 120.0, 480.0)
+COUNT_HALF_LIVES = (3.0, 15.0, 120.0)
+CLOCK = (5, 10, 15, 30, 60)
+_PHASE_MEMORY = 0.9  # weight of the previous cycle
+_GAP_MEMORY = 0.93  # weight of the previous gap in the recency-weighted histogram
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_TSB_ALPHA = 0.1  # smoothing of the demand's size
+_TSB_BETA = 0.05  # smoothing of its probability
+
+_PERIODS = np.array(PERIODS, np.int64)
+PHASE_START = np.concatenate([[0], np.cumsum(_PERIODS)]).astype(np.int64)
+_WINDOW_ARRAY = np.array(WINDOWS, np.int64)
+_LAG_ARRAY = np.array(LAGS, np.int64)
+_CLOCK_ARRAY = np.array(CLOCK, np.int64)
+_QUANTILE_ARRAY = np.array(QUANTILES, np.float64)
+_DECAY = (0.5 ** (1 / np.array(HALF_LIVES))).astype(np.float32)
+_COUNT_DECAY = (0.5 ** (1 / np.array(COUNT_HALF_LIVES))).astype(np.float32)
+
+
+@numba.njit(cache=True, nogil=True)
+def _share(step, age, p, start, phases_row, rate):
+    cycles = age // p
+    weight = (1 - _PHASE_MEMORY**cycles) / (1 - _PHASE_MEMORY)
+    return (phases_row[start + step % p] + 0.3 * rate) / (weight + 0.3)
+
+
+@numba.njit(cache=True, nogil=True)
+def update(
+    step, counts, age, gap, active_steps, gaps_seen, histogram, recent_histogram, latest_gaps, gap_statistics,
+    previous, follower, phases, phase_loss, ring, windows, activity, log_counts, positive, tsb,
+):  # fmt: skip
+    scratch = np.empty(GAPS_KEPT, np.float32)
+    for r in range(len(counts)):
+        count = counts[r]
+        missing = np.isnan(count)
+        if age[r] < 0:
+            if missing:
+                continue
+            age[r] = 0
+        active = (not missing) and count > 0
+        slot = step % RECENT
+        for w in range(len(_WINDOW_ARRAY)):
+            windows[r, w] += active - ring[r, (step - _WINDOW_ARRAY[w]) % RECENT]
+        ring[r, slot] = active
+        if not missing:
+            rate = (active_steps[r] + 0.1) / (age[r] + 1.0)
+            for i in range(len(_PERIODS)):
+                p = _PERIODS[i]
+                if age[r] >= p:
+                    share = min(max(_share(step, age[r], p, PHASE_START[i], phases[r], rate), 0.01), 0.99)
+                    loss = -np.log(share) if active else -np.log(1 - share)
+                    phase_loss[r, i] += 0.02 * (loss - phase_loss[r, i])
+                j = PHASE_START[i] + step % p
+                phases[r, j] = phases[r, j] * _PHASE_MEMORY + active
+            for i in range(len(_DECAY)):
+                activity[r, i] += (1 - _DECAY[i]) * (active - activity[r, i])
+            for i in range(len(_COUNT_DECAY)):
+                log_counts[r, i] += (1 - _COUNT_DECAY[i]) * (np.log1p(count) - log_counts[r, i])
+            tsb[r, 0] += _TSB_BETA * (active - tsb[r, 0])
+        age[r] += 1
+        if not active:
+            if gap[r] > 0:
+                gap[r] += 1
+            continue
+        tsb[r, 1] = count if active_steps[r] == 0 else tsb[r, 1] + _TSB_ALPHA * (count - tsb[r, 1])
+        positive[r, active_steps[r] % POSITIVE_KEPT] = count
+        active_steps[r] += 1
+        if gap[r] > 0:
+            g = min(gap[r], LONGEST_GAP)
+            histogram[r, g] += 1
+            for i in range(LONGEST_GAP + 1):
+                recent_histogram[r, i] *= _GAP_MEMORY
+            recent_histogram[r, g] += 1
+            latest_gaps[r, gaps_seen[r] % GAPS_KEPT] = g
+            gaps_seen[r] += 1
+            follower[r, previous[r, 0]] = g
+            previous[r, 1] = previous[r, 0]
+            previous[r, 0] = g
+            n = min(gaps_seen[r], GAPS_KEPT)
+            ordered = scratch[:n]
+            ordered[:] = np.log(latest_gaps[r, :n])
+            gap_statistics[r, 0] = ordered.mean()
+            gap_statistics[r, 1] = ordered.std()
+            ordered.sort()
+            for i in range(len(_QUANTILE_ARRAY)):
+                at = _QUANTILE_ARRAY[i] * (n - 1)
+                low = int(at)
+                high = min(low + 1, n - 1)
+                gap_statistics[r, 2 + i] = ordered[low] + (at - low) * (ordered[high] - ordered[low])
+        gap[r] = 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _survivors(row):
+    out = np.empty(LONGEST_GAP + 2, np.float64)
+    out[LONGEST_GAP + 1] = 0
+    for g in range(LONGEST_GAP, -1, -1):
+        out[g] = out[g + 1] + row[g]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _renew(first, again, out, pmf):
+    """u_h from the hazards of the running gap (`first`) and of a fresh one (`again`)."""
+    alive = 1.0
+    fresh = 1.0
+    for h in range(len(out)):
+        pmf[h] = fresh * again[h]
+        fresh -= pmf[h]
+        total = alive * first[h]
+        alive -= total
+        for j in range(h):
+            total += out[j] * pmf[h - 1 - j]
+        out[h] = min(total, 1.0)
+
+
+@numba.njit(cache=True, nogil=True)
+def renewal(out, gap, histogram, curves, curve, strength):
+    horizon = out.shape[1]
+    first = np.empty(horizon)
+    again = np.empty(horizon)
+    pmf = np.empty(horizon)
+    for r in range(len(out)):
+        prior = curves[curve[r]]
+        row = histogram[r]
+        survivors = _survivors(row)
+        for h in range(horizon):
+            if gap[r] == 0:
+                first[h] = prior[0]
+            else:
+                g = min(gap[r] + h, LONGEST_GAP)
+                first[h] = (row[g] + strength * prior[g]) / (survivors[g] + strength)
+            g = min(h + 1, LONGEST_GAP)
+            again[h] = (row[g] + strength * prior[g]) / (survivors[g] + strength)
+        _renew(first, again, out[r], pmf)
+
+
+@numba.njit(cache=True, nogil=True)
+def phase_shares(step, out, age, phases, active_steps):
+    for r in range(len(out)):
+        born = max(age[r], 0)
+        rate = (active_steps[r] + 0.1) / (born + 1.0)
+        for h in range(out.shape[1]):
+            for i in range(len(_PERIODS)):
+                out[r, h, i] = _share(step + h, born, _PERIODS[i], PHASE_START[i], phases[r], rate)
+
+
+@numba.njit(cache=True, nogil=True)
+def positive_quantiles(out, positive, active_steps):
+    for r in range(len(out)):
+        n = min(active_steps[r], POSITIVE_KEPT)
+        if n == 0:
+            out[r] = 1
+            continue
+        ordered = np.sort(positive[r, :n])
+        for i in range(POSITIVE_KEPT):
+            at = i / (POSITIVE_KEPT - 1) * (n - 1)
+            low = int(at)
+            high = min(low + 1, n - 1)
+            out[r, i] = ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+@numba.njit(cache=True, nogil=True)
+def _logit(p):
+    p = min(max(p, 0.002), 0.998)
+    return np.log(p / (1 - p))
+
+
+@numba.njit(cache=True, nogil=True)
+def _signed_log(x):
+    return np.log1p(x) if x >= 0 else -np.log1p(-x)
+
+
+@numba.njit(cache=True, nogil=True)
+def features(
+    step, out, age, gap, active_steps, gaps_seen, histogram, recent_histogram, latest_gaps, gap_statistics,
+    previous, follower, phases, phase_loss, ring, windows, activity, log_counts, positive, tsb,
+):  # fmt: skip
+    horizon = out.shape[1]
+    first = np.empty(horizon)
+    again = np.empty(horizon)
+    pmf = np.empty(horizon)
+    renewed = np.empty(horizon)
+    for r in range(len(out)):
+        every, recent = histogram[r], recent_histogram[r]
+        survivors, recent_survivors = _survivors(every), _survivors(recent)
+        born = max(age[r], 0)
+        rate = (active_steps[r] + 0.1) / (born + 1.0)
+        for h in range(horizon):
+            g = min(gap[r] + h, LONGEST_GAP)
+            first[h] = (recent[g] + 0.2) / (recent_survivors[g] + 1)
+            g = min(h + 1, LONGEST_GAP)
+            again[h] = (recent[g] + 0.2) / (recent_survivors[g] + 1)
+        _renew(first, again, renewed, pmf)
+        seen = min(active_steps[r], POSITIVE_KEPT)
+        positive_mean = positive[r, :seen].mean() if seen else 0.0
+        last_count = positive[r, (active_steps[r] - 1) % POSITIVE_KEPT] if seen else 0.0
+        follow = follower[r, previous[r, 0]] if gaps_seen[r] > 1 else 0
+        for h in range(horizon):
+            f = out[r, h]
+            elapsed = gap[r] + h
+            g = min(elapsed, LONGEST_GAP)
+            f[0] = np.log1p(h)
+            f[1] = gap[r] == 0
+            f[2] = np.log1p(gap[r])
+            f[3] = np.log1p(elapsed)
+            f[4] = np.log1p(born)
+            f[5] = np.log1p(active_steps[r])
+            f[6] = np.log1p(gaps_seen[r])
+            f[7] = _logit((every[g] + 0.2) / (survivors[g] + 1))
+            f[8] = _logit((recent[g] + 0.2) / (recent_survivors[g] + 1))
+            lower, upper = max(g - 1, 0), min(g + 1, LONGEST_GAP)
+            f[9] = _logit((every[lower] + every[upper] + 0.1) / (survivors[lower] + 1))
+            f[10] = _logit((recent[lower] + recent[upper] + 0.1) / (recent_survivors[lower] + 1))
+            f[11] = np.log1p(every[g])
+            f[12] = np.log1p(recent[g])
+            f[13] = np.log1p(survivors[g])
+            f[14] = _logit(renewed[h])
+            f[15] = gap_statistics[r, 0]
+            f[16] = gap_statistics[r, 1]
+            k = 17
+            for i in range(len(_QUANTILE_ARRAY)):
+                f[k] = gap_statistics[r, 2 + i]
+                f[k + len(_QUANTILE_ARRAY)] = np.log(max(elapsed, 0.5)) - gap_statistics[r, 2 + i]
+                k += 1
+            k += len(_QUANTILE_ARRAY)
+            for i in range(2):
+                ahead = previous[r, i] - elapsed if previous[r, i] > 0 else 10
+                f[k] = _signed_log(ahead)
+                f[k + 1] = ahead == 0
+                if i == 0:
+                    f[k + 2] = ahead < 0
+                k += 3 - i
+            ahead = follow - elapsed if follow > 0 else 10
+            f[k] = _signed_log(ahead)
+            f[k + 1] = ahead == 0
+            f[k + 2] = ahead < 0
+            k += 3
+            for i in range(len(_WINDOW_ARRAY)):
+                f[k] = windows[r, i] / _WINDOW_ARRAY[i]
+                k += 1
+            for i in range(len(_LAG_ARRAY)):
+                back = _LAG_ARRAY[i] - h
+                f[k] = ring[r, (step - back) % RECENT] if 0 < back <= born else 0.5
+                k += 1
+            for i in range(len(_PERIODS)):
+                f[k] = _logit(_share(step + h, born, _PERIODS[i], PHASE_START[i], phases[r], rate))
+                k += 1
+            for i in range(len(_DECAY)):
+                f[k] = activity[r, i]
+                k += 1
+            for i in range(len(_COUNT_DECAY)):
+                f[k] = log_counts[r, i]
+                k += 1
+            f[k] = np.log1p(last_count)
+            f[k + 1] = np.log1p(positive_mean)
+            k += 2
+            for i in range(len(_CLOCK_ARRAY)):
+                f[k] = (step + h) % _CLOCK_ARRAY[i] == 0
+                k += 1
