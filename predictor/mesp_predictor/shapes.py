@@ -325,9 +325,12 @@ def _align(x: FloatArray, lags: Index) -> FloatArray:
 
 def _spectra(rows: FloatArray) -> npt.NDArray[np.complex64]:
     """Spectra of (N, B) rows scaled to length 1 (zeros stay), wide enough that correlations do not wrap around."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = rows / np.where(norms > 0, norms, 1)
-    return np.asarray(scipy.fft.rfft(unit, _width(rows.shape[1])))
+    width = _width(rows.shape[1])
+    spectra = np.empty((len(rows), width // 2 + 1), dtype=np.complex64)
+    for block in _blocks(len(rows), width):
+        norms = np.linalg.norm(rows[block], axis=1, keepdims=True)
+        spectra[block] = scipy.fft.rfft(rows[block] / np.where(norms > 0, norms, 1), width)
+    return spectra
 
 
 def _correlations(mirrored: npt.NDArray[np.complex64], shapes: npt.NDArray[np.complex64], bins: int) -> FloatArray:
