@@ -18,7 +18,7 @@ import numpy as np
 
 import mesp_predictor
 from mesp.types import DEFAULT_STEP_MS, StepCounts
-from mesp_predictor.checkpoint import load_model, save_model
+from mesp_predictor.checkpoint import save_model
 from mesp_predictor.mixture import MixtureForecaster
 from mesp_predictor.series import SeriesStore
 from mesp_predictor.training import TrainingConfig, train
@@ -81,15 +81,21 @@ def forecast_trace(model: Model, trace: Trace, progress: Callable[[float], None]
     return TraceForecast(active, quantiles, model.levels)
 
 
-def trained_model(trace: Trace, config: TrainingConfig, progress: Callable[[str, float], None]) -> Model:
-    """The model trained on a trace, from the cache when it was trained before."""
-    directory = cache_dir() / f"model-{_key(trace.checksum, config.model_dump_json())}"
+def without_functions_of(fleet: Trace, scored: Trace) -> tuple[Trace, int]:
+    """The fleet without functions whose series, as a whole, is one of the scored trace's; and how many those were."""
+    seen = {row.tobytes() for row in scored.counts}
+    kept = np.array([row.tobytes() not in seen for row in fleet.counts])
+    return (fleet if kept.all() else fleet.select(kept)), int((~kept).sum())
+
+
+def trained_model(trace: Trace, config: TrainingConfig, progress: Callable[[str, float], None]) -> Path:
+    """Directory of the model trained on a trace; it is trained if the cache does not hold it."""
+    directory = cache_dir() / f"model-{_key(trace.checksum, str(len(trace.functions)), config.model_dump_json())}"
     if not (directory / "manifest.json").is_file():
         result = train(trace.counts.astype(np.float32), trace.start_minute, config, progress)
-        save_model(
-            result.model, directory, {"data": trace.name, "checksum": trace.checksum, "log_loss": result.log_loss}
-        )
-    return load_model(directory)
+        about = {"data": trace.name, "checksum": trace.checksum, "log_loss": result.log_loss}
+        save_model(result.model, directory, about)
+    return directory
 
 
 def cached_forecast(model: Model, trace: Trace, progress: Callable[[float], None], *, learn: bool) -> TraceForecast:

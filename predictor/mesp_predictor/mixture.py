@@ -296,7 +296,7 @@ def look_up(series: FloatArray, centroids: FloatArray) -> tuple[IntArray, FloatA
     distances = _no_distances(len(series), len(centroids))
     shaped = shapes.route_away(series) == shapes.Kind.SHAPED.value
     if shaped.any():
-        distances[shaped] = shapes.sbd(series[shaped], centroids)
+        distances[shaped] = shapes.sbd(shapes.znorm(series[shaped]), centroids)
         labels[shaped] = distances[shaped].argmin(axis=1)
     return labels, distances
 

@@ -19,9 +19,10 @@ from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS
 from mesp_predictor import router as routing
 from mesp_predictor import shapes
 from mesp_predictor.experts.base import Context, Expert, IntArray
-from mesp_predictor.experts.light import IntermittentExpert, SeasonalExpert, fit_hazard
+from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert, fit_hazard
 from mesp_predictor.experts.neural_hazard import draw_samples, fit_neural_hazard
 from mesp_predictor.experts.patchtst import PatchTSTConfig, train_patchtst
+from mesp_predictor.kernels import LONGEST_GAP
 from mesp_predictor.mixture import CLUSTER_EVERY, WINDOW, Model, ask, binned, look_up
 from mesp_predictor.statistics import Statistics
 
@@ -133,6 +134,23 @@ def train(counts: FloatArray, start_step: int, config: TrainingConfig, progress:
     )
     sizes = tuple(np.bincount(clusters.labels, minlength=clusters.k).tolist())
     return Trained(model, _log_losses(experts, gate, replayed), sizes, routed_away)
+
+
+def untrained_model() -> Model:
+    """A model that knows nothing yet: light experts with a flat prior, weighed by Hedge."""
+    bins = 144
+    flat = np.full((2, LONGEST_GAP + 1), 0.02, np.float32)
+    return Model(
+        version="untrained",
+        step_ms=DEFAULT_STEP_MS,
+        default_horizon=15,
+        max_horizon=60,
+        levels=DEFAULT_LEVELS,
+        experts=(SeasonalExpert(), IntermittentExpert(), HazardExpert(flat, strength=0.5)),
+        router=routing.Router(),
+        centroids=np.zeros((1, bins), np.float32),
+        bin_steps=10,
+    )
 
 
 def _cluster(counts: FloatArray, config: TrainingConfig) -> tuple[shapes.Clusters, IntArray, dict[str, int]]:

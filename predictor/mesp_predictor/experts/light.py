@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mesp_predictor.experts.base import Context, Prediction, hurdle_quantiles
-from mesp_predictor.statistics import LONGEST_GAP, Statistics
+from mesp_predictor.kernels import LONGEST_GAP
 
 if TYPE_CHECKING:
     from mesp.types import FloatArray
+    from mesp_predictor.statistics import Statistics
 
 
 def _with_latest_counts(active: FloatArray, statistics: Statistics, levels: tuple[float, ...]) -> Prediction:
