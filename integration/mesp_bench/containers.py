@@ -30,6 +30,7 @@ _ENTRY = np.dtype([("key", "f8"), ("tie", "f8"), ("slot", "i8")])
 _SLOT = np.dtype(
     [
         ("ordered_s", "f8"),
+        ("ready_s", "f8"),
         ("busy_since_s", "f8"),
         ("idle_since_s", "f8"),
         ("deadline_s", "f8"),
@@ -310,6 +311,7 @@ def finish(running: Records, slots: Records, state: Records) -> int:
 @numba.njit(cache=True, nogil=True)
 def await_ready(starting: Records, slots: Records, state: Records, slot: int, ready_s: float) -> None:
     """The container is being created and has room."""
+    slots[slot].ready_s = ready_s
     state[0].starting += 1
     sift_up(starting, state[0].starting - 1, ready_s, np.float64(state[0].created), slot, slots, False)
 

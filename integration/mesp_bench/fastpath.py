@@ -58,7 +58,7 @@ _LAYOUT: Final = ("C", "W")
 _READY, _COMPLETION, _EXPIRY, _TIMER, _DECISION = range(5)
 
 #: Columns of the kernel's integer account, one row per function.
-_INVOCATIONS, _COLD, _LATE, _ORDERED = range(4)
+INVOCATIONS, COLD, LATE, ORDERED = range(4)
 
 
 def simulate(
@@ -132,23 +132,30 @@ def check_containers(arrivals: Arrivals, memory_mb: npt.NDArray[np.float64], con
 
 
 def ledger(
-    account: Ints, alive_s: Floats, busy_s: Floats, waited: Ints, wait_s: Floats, memory_mb: npt.NDArray[np.float64]
+    account: Ints,
+    alive_s: Floats,
+    busy_s: Floats,
+    waited: Ints,
+    wait_s: Floats,
+    memory_mb: npt.NDArray[np.float64],
+    unserved: int = 0,
 ) -> EventLedger:
-    """The ledger of a kernel's account: (F, 4) integers, seconds alive and busy (F,), and the waits."""
+    """The ledger of a kernel's account: (F, 4) integers as named above, seconds alive and busy (F,), and the waits."""
     memory_gb = memory_mb / MB_PER_GB
     waste_gb_s = memory_gb * (alive_s - busy_s)
     return EventLedger(
-        invocations=int(account[:, _INVOCATIONS].sum()),
-        cold=int(account[:, _COLD].sum()),
-        late_prewarms=int(account[:, _LATE].sum()),
-        created=int(account[:, _ORDERED].sum()),
+        invocations=int(account[:, INVOCATIONS].sum()),
+        cold=int(account[:, COLD].sum()),
+        late_prewarms=int(account[:, LATE].sum()),
+        created=int(account[:, ORDERED].sum()),
         waste_gb_s=float(waste_gb_s.sum()),
         total_gb_s=float((memory_gb * alive_s).sum()),
-        invocations_by_function=account[:, _INVOCATIONS].copy(),
-        cold_by_function=account[:, _COLD].copy(),
+        invocations_by_function=account[:, INVOCATIONS].copy(),
+        cold_by_function=account[:, COLD].copy(),
         waste_gb_s_by_function=waste_gb_s,
         waited=waited,
         wait_s=wait_s,
+        unserved=unserved,
     )
 
 
@@ -244,7 +251,7 @@ def _simulate(  # noqa: C901, PLR0912, PLR0915 (one kernel: in parts, its locals
                     timer_s = np.inf
                     if state[0].alive == 0:
                         prewarm(starting, slots, state, now_s, starts)
-                        account[f, _ORDERED] += now_s >= score_from_s
+                        account[f, ORDERED] += now_s >= score_from_s
                 else:
                     if early:
                         floor = max(floor, early_floors[f, minute])
@@ -262,7 +269,7 @@ def _simulate(  # noqa: C901, PLR0912, PLR0915 (one kernel: in parts, its locals
                     decision_s = np.inf if minute >= end else 60.0 * minute - (lead_s if early else 0.0)
                     while state[0].alive < floor:
                         prewarm(starting, slots, state, now_s, starts)
-                        account[f, _ORDERED] += now_s >= score_from_s
+                        account[f, ORDERED] += now_s >= score_from_s
 
             if not arrival:
                 break
@@ -270,7 +277,7 @@ def _simulate(  # noqa: C901, PLR0912, PLR0915 (one kernel: in parts, its locals
             current = minute_at(now_s)
             timer_s = np.inf
             scored = now_s >= score_from_s
-            account[f, _INVOCATIONS] += scored
+            account[f, INVOCATIONS] += scored
             begin_s = now_s
             slot = take_warm(slots, state, concurrency)
             if slot < 0:
@@ -278,15 +285,15 @@ def _simulate(  # noqa: C901, PLR0912, PLR0915 (one kernel: in parts, its locals
                 if state[0].starting and starting[0].key <= begin_s:
                     begin_s = starting[0].key
                     slot = starting[0].slot
-                    account[f, _LATE] += scored and slots[slot].prewarmed
+                    account[f, LATE] += scored and slots[slot].prewarmed
                     if slots[slot].in_flight + 1 == concurrency:
                         take_starting(starting, slots, state)
                 else:
                     slot = order(slots, state, now_s, False)
-                    account[f, _ORDERED] += scored
+                    account[f, ORDERED] += scored
                     if concurrency > 1:
                         await_ready(starting, slots, state, slot, begin_s)
-                account[f, _COLD] += scored
+                account[f, COLD] += scored
                 if scored:
                     waited[waits] = i
                     wait_s[waits] = begin_s - now_s
