@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path  # typer reads annotations when it runs
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mesp.errors import InputError
 from mesp_bench.arrivals import ArrivalMode
+from mesp_bench.progress import stages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from mesp_bench.forecasting import TraceForecast
     from mesp_bench.traces.model import Trace
@@ -59,7 +58,7 @@ def frontier(
         raise InputError("--train and --model exclude each other: a model is trained, or it is given")
     scored, notes = fill_defaults(load_trace(trace))
     _refuse_short(scored)
-    with _stages() as progress:
+    with stages() as progress:
         forecasts = _forecasts(scored, _model(train, model, seed, notes, scored, progress), progress)
         plan = EventPlan(modes=tuple(ArrivalMode) if seeds else (), seeds=seeds, full=full)
         result = evaluate_frontier(scored, forecasts, plan, notes, progress)
@@ -95,7 +94,7 @@ def demo(
     shown = load_trace(trace) if trace else synthesize(functions=functions, days=1, seed=seed)
     shown, notes = fill_defaults(shown)
     _refuse_short(shown)
-    with _stages() as progress:
+    with stages() as progress:
         progress("training fleet", 0)
         others = synthesize(functions=_TRAINING_FUNCTIONS, days=1, seed=_TRAINING_SEED + seed)
         directory = trained_model(others, QUICK.model_copy(update={"seed": seed}), progress)
@@ -151,28 +150,3 @@ def _forecasts(trace: Trace, model: Model | None, progress: Callable[[str, float
 
         forecasts[table] = cached_forecast(answering, trace, told, learn=learn)
     return forecasts
-
-
-@contextmanager
-def _stages() -> Iterator[Callable[[str, float], None]]:
-    """A progress bar per stage on stderr, told the stage and its share done."""
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(stage: str, share: float) -> None:
-            if stage not in tasks:
-                for task in tasks.values():
-                    bars.update(task, completed=1)
-                    bars.stop_task(task)
-                tasks[stage] = bars.add_task(stage, total=1)
-            bars.update(tasks[stage], completed=share)
-
-        yield progress
-        for task in tasks.values():
-            bars.update(task, completed=1)

@@ -69,8 +69,7 @@ def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manif
     Raises:
         InputError: the directory holds something that is not a model.
     """
-    if directory.exists() and any(directory.iterdir()) and not (directory / "manifest.json").is_file():
-        raise InputError(f"{directory}: holds files that are no model (no manifest.json); choose another directory")
+    check_target(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -96,6 +95,14 @@ def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manif
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return manifest
+
+
+def check_target(directory: Path) -> None:
+    """Refuses (`InputError`) a directory that `save_model` would not write to, before hours are spent on a model."""
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / "manifest.json").is_file():
+        raise InputError(f"{directory}: holds files that are no model (no manifest.json); choose another directory")
+    if directory.is_file():
+        raise InputError(f"{directory}: is a file; choose a directory")
 
 
 def load_model(directory: Path) -> Model:
