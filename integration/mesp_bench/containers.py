@@ -11,6 +11,9 @@ A container lives in a slot (a record of `slots`), which is used again after it 
 
 `state` is a single record: how many containers there are, the ends of the lists, the window and what it was charged.
 The structures are passed one by one: a tuple of them costs several times the work itself.
+
+A compiled kernel elsewhere keeps the copy of these functions that it was cached with: whoever changes this file clears
+`__pycache__`, or sees the old behaviour.
 """
 
 from __future__ import annotations
