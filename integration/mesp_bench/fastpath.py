@@ -11,6 +11,9 @@ How a container goes: it expires when it was idle for the keep-alive of the minu
 that minute has a `prewarm_after_s`. The floor in force protects: nothing expires while no more containers than the
 floor exist. After a `prewarm_after_s` without an invocation since the function's last one ended, a container is ordered,
 unless one exists. Minute m's schedule is in force from its start (after what ends at that instant) to the next.
+
+At one instant things happen in this order: containers get ready, requests complete, containers expire, prewarm timers
+run out, the decisions of a minute's start or of a lead before it, arrivals (ties within a kind: see `mesp_bench.cluster`).
 """
 
 from __future__ import annotations
