@@ -202,6 +202,7 @@ th { font-weight: 600; color: var(--faint); max-width: 11rem }
 details { margin: 1rem 0; border-top: 1px solid var(--line); padding-top: .6rem }
 summary { cursor: pointer; font-weight: 600 }
 td { overflow-wrap: anywhere }
+td:first-child { min-width: 9.5rem }
 """
 
 _PAGE = """<!doctype html>

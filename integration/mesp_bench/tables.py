@@ -175,7 +175,7 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table | None:
         return None
     return Table(
         title=title,
-        columns=tuple(column.replace("_", " ") for column in columns),
+        columns=tuple(column.replace("_", " ").replace("gb s", "GB s") for column in columns),
         rows=tuple(
             Row(
                 tuple(_any(row.get(column)) for column in columns),
