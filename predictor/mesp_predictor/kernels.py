@@ -39,10 +39,12 @@ _COUNT_DECAY = (0.5 ** (1 / np.array(COUNT_HALF_LIVES))).astype(np.float32)
 
 
 @numba.njit(cache=True, nogil=True)
-def _share(step, age, p, start, phases_row, rate):
-    cycles = age // p
+def _share(step, ahead, age, p, start, phases_row, rate):
+    """Share of the cycles seen before `step` that were active at the phase of step + ahead."""
+    cycles = (age + ahead) // p - ahead // p
     weight = (1 - _PHASE_MEMORY**cycles) / (1 - _PHASE_MEMORY)
-    return (phases_row[start + step % p] + 0.3 * rate) / (weight + 0.3)
+    share = (phases_row[start + (step + ahead) % p] + 0.3 * rate) / (weight + 0.3)
+    return min(share, 1.0)  # missing steps blur which phases were seen how often
 
 
 @numba.njit(cache=True, nogil=True)
@@ -68,7 +70,7 @@ def update(
             for i in range(len(_PERIODS)):
                 p = _PERIODS[i]
                 if age[r] >= p:
-                    share = min(max(_share(step, age[r], p, PHASE_START[i], phases[r], rate), 0.01), 0.99)
+                    share = min(max(_share(step, 0, age[r], p, PHASE_START[i], phases[r], rate), 0.01), 0.99)
                     loss = -np.log(share) if active else -np.log(1 - share)
                     phase_loss[r, i] += 0.02 * (loss - phase_loss[r, i])
                 j = PHASE_START[i] + step % p
@@ -78,7 +80,7 @@ def update(
             for i in range(len(_COUNT_DECAY)):
                 log_counts[r, i] += (1 - _COUNT_DECAY[i]) * (np.log1p(count) - log_counts[r, i])
             tsb[r, 0] += _TSB_BETA * (active - tsb[r, 0])
-        age[r] += 1
+            age[r] += 1
         if not active:
             if gap[r] > 0:
                 gap[r] += 1
@@ -136,6 +138,13 @@ def _renew(first, again, out, pmf):
 
 
 @numba.njit(cache=True, nogil=True)
+def _shrunk_hazard(row, survivors, g, prior, strength):
+    if g >= LONGEST_GAP:  # the histogram does not say when these gaps ended, only that they got this far
+        return prior[LONGEST_GAP]
+    return (row[g] + strength * prior[g]) / (survivors[g] + strength)
+
+
+@numba.njit(cache=True, nogil=True)
 def renewal(out, gap, histogram, curves, curve, strength):
     horizon = out.shape[1]
     first = np.empty(horizon)
@@ -149,10 +158,8 @@ def renewal(out, gap, histogram, curves, curve, strength):
             if gap[r] == 0:
                 first[h] = prior[0]
             else:
-                g = min(gap[r] + h, LONGEST_GAP)
-                first[h] = (row[g] + strength * prior[g]) / (survivors[g] + strength)
-            g = min(h + 1, LONGEST_GAP)
-            again[h] = (row[g] + strength * prior[g]) / (survivors[g] + strength)
+                first[h] = _shrunk_hazard(row, survivors, gap[r] + h, prior, strength)
+            again[h] = _shrunk_hazard(row, survivors, h + 1, prior, strength)
         _renew(first, again, out[r], pmf)
 
 
@@ -163,7 +170,7 @@ def phase_shares(step, out, age, phases, active_steps):
         rate = (active_steps[r] + 0.1) / (born + 1.0)
         for h in range(out.shape[1]):
             for i in range(len(_PERIODS)):
-                out[r, h, i] = _share(step + h, born, _PERIODS[i], PHASE_START[i], phases[r], rate)
+                out[r, h, i] = _share(step, h, born, _PERIODS[i], PHASE_START[i], phases[r], rate)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -265,7 +272,7 @@ def features(
                 f[k] = ring[r, (step - back) % RECENT] if 0 < back <= born else 0.5
                 k += 1
             for i in range(len(_PERIODS)):
-                f[k] = _logit(_share(step + h, born, _PERIODS[i], PHASE_START[i], phases[r], rate))
+                f[k] = _logit(_share(step, h, born, _PERIODS[i], PHASE_START[i], phases[r], rate))
                 k += 1
             for i in range(len(_DECAY)):
                 f[k] = activity[r, i]

@@ -1,8 +1,8 @@
 """Running statistics of every function: what its gaps, phases and recent steps say of the next ones.
 
 One step comes in by `Statistics.update`; state lives in flat arrays with one row per function, touched by compiled
-loops, so that 50,000 functions cost a fraction of a second. A function is *young* until its first step; a missing
-step (NaN) ages the gap and teaches nothing. `features` lays the statistics out for a target step h ahead, which is
+loops, so that 50,000 functions cost a fraction of a second. A missing step (NaN) ages the gap and moves the windows on
+as a quiet one would, and teaches nothing. `features` lays the statistics out for a target step h ahead, which is
 what the learned experts and the gate read; `renewal` is the hazard expert's arithmetic.
 
 Ideas: gap histogram and its hazard (Shahrad et al., ATC 2020); recency-weighted share of cycles active at a phase;
@@ -62,7 +62,7 @@ class Statistics:
 
     Attributes:
         step: absolute index of the next step.
-        age: steps since first observed, -1 before.
+        age: steps observed, missing ones not counted; -1 before the first.
         gap: steps since the last active one, 1 when the last step was active, 0 when none ever was.
         active_steps: active steps so far.
         gaps_seen: gaps between active steps so far.
@@ -152,7 +152,7 @@ class Statistics:
 
     def update(self, counts: FloatArray) -> None:
         """Takes in one step's counts, (R,); NaN where missing."""
-        kernels.update(self.step, counts, *(getattr(self, name) for name in _ARRAYS))
+        kernels.update(self.step, np.ascontiguousarray(counts, np.float32), *(getattr(self, name) for name in _ARRAYS))
         self.step += 1
 
     def features(self, horizon: int) -> FloatArray:
@@ -166,7 +166,7 @@ class Statistics:
 
         The hazard after g quiet steps is (k_g + strength * prior_g) / (S_g + strength), where k_g of the S_g
         gaps that lasted g steps ended there (beta-binomial shrinkage), and the renewal equation
-        u_h = a_h + sum_j u_j f_{h-j} carries it past the next arrival.
+        u_h = a_h + sum_j u_j f_{h-j} carries it past the next arrival. From LONGEST_GAP on the prior alone answers.
 
         Args:
             curves: prior hazard by gap length for each curve, (K, LONGEST_GAP + 1); index 0 is for functions never active.
