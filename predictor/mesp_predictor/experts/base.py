@@ -62,7 +62,9 @@ class Expert(Protocol):
         ...
 
 
-def hurdle_quantiles(active: FloatArray, positive: FloatArray, grid: FloatArray, levels: tuple[float, ...]) -> FloatArray:
+def hurdle_quantiles(
+    active: FloatArray, positive: FloatArray, grid: FloatArray, levels: tuple[float, ...]
+) -> FloatArray:
     """Quantiles of a count that is 0 with probability 1 - active and else follows `positive`.
 
     The level q of the whole is 0 where q <= 1 - active, else the level (q - 1 + active) / active of the positive part.

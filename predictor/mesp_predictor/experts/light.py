@@ -97,12 +97,14 @@ def fit_hazard(counts: FloatArray, labels: np.ndarray[tuple[int], np.dtype[np.in
         births += len(active) > 0
         if not len(active):
             continue
-        gaps = np.minimum(np.diff(active), LONGEST_GAP)
-        last = min(len(row) - active[-1], LONGEST_GAP)  # the running gap: reached this length, did not end
+        gaps = np.diff(active)
+        running = len(row) - 1 - active[-1]  # reached this length and did not end
         weight = 1 / np.sqrt(len(gaps) + 1)
-        ends = np.bincount(gaps, minlength=LONGEST_GAP + 1) * weight
+        ends = np.bincount(np.minimum(gaps, LONGEST_GAP), minlength=LONGEST_GAP + 1) * weight
         survivors = np.cumsum(ends[::-1])[::-1].copy()
-        survivors[: last + 1] += weight
+        survivors[: running + 1] += weight
+        # The last entry stands for all longer gaps: it was survived at every step from there on, not once.
+        survivors[-1] = weight * np.maximum(np.append(gaps, running) - LONGEST_GAP + 1, 0).sum()
         for k in {int(label) if label >= 0 else clusters, clusters}:
             ended[k] += ends
             reached[k] += survivors
