@@ -1,7 +1,7 @@
 """The router goes on learning while it serves: small gradient steps on what just happened, held near the trained gate.
 
-Each step's gate inputs and expert forecasts wait until the step closes; then the gate takes a few steps of stochastic
-gradient descent on the log loss of the mixture, on that step and on a sample of the remembered past. A pull towards
+Each step's gate inputs and expert forecasts wait until the step closes; then the gate takes a few gradient
+steps (Adam) on the log loss of the mixture, on that step and on a sample of the remembered past. A pull towards
 the trained weights keeps the drift bounded, and `reset` undoes it. Seeded by the step's index: the same counts in
 the same order give the same gate.
 """

@@ -128,11 +128,12 @@ class MixtureForecaster:
             self._statistics = Statistics.empty(0, newest - steps)
             self._next = None
         self._grow(len(store.functions))
+        taken = self._taken(store, changed)
         rows = np.arange(len(store.functions))
         history = store.window(rows, min(store.context, WINDOW + min(steps, CATCH_UP)))
         for i in range(steps):
             column = fresh[:, i]
-            self._score(column)
+            self._score(column, taken)
             self._statistics.update(column)
             left = steps - 1 - i
             if 0 < left < CATCH_UP:
@@ -140,6 +141,7 @@ class MixtureForecaster:
                 self._expect(self._each(rows, 1, self.levels)[1])
         self._as_of_ms = store.as_of_ms
         self._rebuild(store, changed)
+        self._forget(taken)
         self._functions = list(store.functions)
         if steps and (newest // CLUSTER_EVERY != (newest - steps) // CLUSTER_EVERY):
             self._look_up_clusters(store, rows)
@@ -179,18 +181,31 @@ class MixtureForecaster:
             features = self._statistics.features(1)[:, 0]
             self._learning.expect(features, forecast, self._losses, self._distances)
 
-    def _score(self, column: FloatArray) -> None:
+    def _score(self, column: FloatArray, taken: IntArray) -> None:
         """Takes in how the last forecasts did on the step that closed; functions new since then had none."""
         if self._next is None:
             return
-        judged = len(self._next)
+        forecast, self._next = self._next, None
+        judged = len(forecast)
         active, known = column[:judged] > 0, ~np.isnan(column[:judged])
+        known[taken[taken < judged]] = False
         if self._learning is not None:
             self._learning.learn(self._statistics.step, active, known)
-        routing.score(self._losses[:judged], self._next, active, known)
+        routing.score(self._losses[:judged], forecast, active, known)
+
+    def _taken(self, store: SeriesStore, changed: IntArray) -> IntArray:
+        """Of the changed rows those that hold another function than at the last `advance`, or none."""
+        before = [*self._functions, *[None] * (len(store.functions) - len(self._functions))]
+        return np.array([row for row in changed if store.functions[row] != before[row]], np.int64)
+
+    def _forget(self, taken: IntArray) -> None:
+        """A row that another function took starts with a clean slate."""
+        self._losses[taken] = routing.INITIAL_LOSS
+        self._cluster[taken] = -1
+        self._distances[taken] = 1
 
     def _rebuild(self, store: SeriesStore, changed: IntArray) -> None:
-        """Learns changed rows from their window; a row that another function took starts with a clean slate."""
+        """Learns changed rows anew from the store's whole context."""
         if not len(changed):
             return
         counts = store.window(changed, store.context)
@@ -198,13 +213,8 @@ class MixtureForecaster:
         first = int(known[0]) if len(known) else counts.shape[1]
         fresh = Statistics.empty(len(changed), self._statistics.step - (counts.shape[1] - first))
         for column in counts[:, first:].T:
-            fresh.update(np.ascontiguousarray(column))
+            fresh.update(column)
         self._statistics.put(changed, fresh)
-        before = [*self._functions, *[None] * (len(store.functions) - len(self._functions))]
-        taken = np.array([row for row in changed if store.functions[row] != before[row]], np.int64)
-        self._losses[taken] = routing.INITIAL_LOSS
-        self._cluster[taken] = -1
-        self._distances[taken] = 1
 
     def _look_up_clusters(self, store: SeriesStore, rows: IntArray) -> None:
         series = binned(np.nan_to_num(store.window(rows, self.context_length)), self._model.bin_steps)

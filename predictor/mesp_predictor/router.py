@@ -48,13 +48,13 @@ def score(losses: FloatArray, forecast: FloatArray, active: BoolArray, known: Bo
 
     Args:
         losses: (F, E, 2).
-        forecast: each expert's probability that the step is active, (F, E).
+        forecast: each expert's probability that the step is active, (F, E); NaN where it had no answer: not scored.
         active: whether it was, (F,).
         known: whether the step was observed, (F,).
     """
     p = np.clip(forecast, _CERTAINTY, 1 - _CERTAINTY)
     loss = -np.where(active[:, None], np.log(p), np.log1p(-p))[..., None]
-    losses += np.where(known[:, None, None], (1 - _LOSS_DECAY) * (loss - losses), 0)
+    losses += np.where(known[:, None, None] & np.isfinite(loss), (1 - _LOSS_DECAY) * (loss - losses), 0)
 
 
 def gate_inputs(features: FloatArray, forecast: FloatArray, losses: FloatArray, distances: FloatArray) -> FloatArray:

@@ -65,7 +65,7 @@ class NeuralHazardExpert:
         rows = features.reshape(-1, len(FEATURES))
         logits, log_counts = [], []
         with torch.inference_mode():
-            for start in range(0, len(rows), _BATCH):
+            for start in range(0, len(rows) or 1, _BATCH):  # no rows are one empty batch
                 logit, log_count = self.network(torch.from_numpy(rows[start : start + _BATCH]))
                 logits.append(torch.sigmoid(logit).numpy())
                 log_counts.append(log_count.numpy())
@@ -87,14 +87,14 @@ class Samples:
 def draw_samples(counts: FloatArray, start_step: int, max_horizon: int, seed: int, limit: int = 2_000_000) -> Samples:
     """Replays a training set and samples what was known of later steps.
 
-    Half of the weight is on the next step, the rest on steps up to 15 and up to `max_horizon` ahead.
+    Two thirds of the weight are on the next step, the rest on steps up to 15 and up to `max_horizon` ahead.
 
     Args:
         counts: invocations per step, (N, M), NaN where missing.
         start_step: absolute index of the first column's step.
         max_horizon: farthest step ahead that is sampled.
         seed: of the sampling.
-        limit: samples at most.
+        limit: samples at most, in expectation.
     """
     rng = np.random.default_rng(seed)
     functions, steps = counts.shape
@@ -135,7 +135,7 @@ def fit_neural_hazard(
         network.mean.copy_(features.mean(0))
         network.spread.copy_(features.std(0) + 1e-3)
     levels = torch.from_numpy(_TRAINED)
-    batch = min(4096, max(64, len(features) // 16))
+    batch = min(4096, max(64, len(features) // 16), len(features))
     steps = max(1, epochs * (len(features) // batch))
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
