@@ -7,14 +7,14 @@
     router.safetensors            the gate (absent: Hedge)
     experts/<name>/               config.json and, where there is something learned, model.safetensors
 
-The version is a checksum over all other files, so two directories of the same version are the same model.
+The version is a checksum over all other files and over what the manifest says of the model, so two directories of the
+same version are the same model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 #: Raised by one when a reader of the former format would misread the directory.
 FORMAT = 1
+#: All that a model directory holds.
+_CONTENT = {"manifest.json", "clusters.safetensors", "router.safetensors", "experts"}
 
 
 class Manifest(BaseModel):
@@ -59,7 +61,10 @@ class Manifest(BaseModel):
 
 
 def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manifest:
-    """Writes the model to `directory`, replacing a model that is there; a crash leaves the old or the new one.
+    """Writes the model to `directory`, replacing a model that is there; whatever fails leaves the old one as it was.
+
+    A kill between the two last renames leaves no model there; the old one then stands in a directory beside it, whose
+    name is a dot, the model's name and `-old-`.
 
     Args:
         model: what to write; its version is set from the content.
@@ -67,42 +72,54 @@ def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manif
         training: provenance and scores, as they stand in the manifest.
 
     Raises:
-        InputError: the directory holds something that is not a model.
+        InputError: the directory holds something that is not a model, or cannot be written.
     """
     check_target(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
-        save_file({"centroids": torch.from_numpy(model.centroids).contiguous()}, fresh / "clusters.safetensors")
-        if model.router.gate is not None:
-            save_file(model.router.gate.state_dict(), fresh / "router.safetensors")
-        for expert in model.experts:
-            _save_expert(expert, fresh / "experts" / expert.name)
-        manifest = Manifest(
-            format=FORMAT,
-            version=f"{FORMAT}-{_checksum(fresh)}",
-            step_ms=model.step_ms,
-            default_horizon=model.default_horizon,
-            max_horizon=model.max_horizon,
-            levels=model.levels,
-            bin_steps=model.bin_steps,
-            experts=tuple(expert.name for expert in model.experts),
-            training=training,
-        )
-        (fresh / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
-        fresh.chmod(0o755)
-        _swap(fresh, directory)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        try:
+            manifest = _write(model, fresh, training)
+            fresh.chmod(0o755)
+            _swap(fresh, directory)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{directory}: the model cannot be written: {error}") from error
+    return manifest
+
+
+def _write(model: Model, directory: Path, training: dict[str, Any]) -> Manifest:
+    save_file({"centroids": torch.from_numpy(model.centroids).contiguous()}, directory / "clusters.safetensors")
+    if model.router.gate is not None:
+        save_file(model.router.gate.state_dict(), directory / "router.safetensors")
+    for expert in model.experts:
+        _save_expert(expert, directory / "experts" / expert.name)
+    manifest = Manifest(
+        format=FORMAT,
+        version="",
+        step_ms=model.step_ms,
+        default_horizon=model.default_horizon,
+        max_horizon=model.max_horizon,
+        levels=model.levels,
+        bin_steps=model.bin_steps,
+        experts=tuple(expert.name for expert in model.experts),
+        training=training,
+    )
+    manifest.version = _version(directory, manifest)
+    (directory / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
 
 def check_target(directory: Path) -> None:
     """Refuses (`InputError`) a directory that `save_model` would not write to, before hours are spent on a model."""
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / "manifest.json").is_file():
-        raise InputError(f"{directory}: holds files that are no model (no manifest.json); choose another directory")
-    if directory.is_file():
+    if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; choose a directory")
+    found = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if foreign := sorted(found - _CONTENT):
+        raise InputError(f"{directory}: holds {foreign[0]!r}, which is no part of a model; choose another directory")
+    if found and "manifest.json" not in found:
+        raise InputError(f"{directory}: holds files that are no model (no manifest.json); choose another directory")
 
 
 def load_model(directory: Path) -> Model:
@@ -112,12 +129,13 @@ def load_model(directory: Path) -> Model:
         InputError: the directory is missing, of another format, incomplete, or its content is not its version's.
     """
     manifest = read_manifest(directory)
-    found = f"{FORMAT}-{_checksum(directory)}"
-    if manifest.version != found:
-        raise InputError(
-            f"{directory}: the files' checksum is {found}, manifest.json says {manifest.version}: incomplete or altered"
-        )
     try:
+        found = _version(directory, manifest)
+        if manifest.version != found:
+            raise InputError(
+                f"{directory}: the files' checksum is {found}, manifest.json says {manifest.version}: "
+                "incomplete or altered"
+            )
         centroids = load_file(directory / "clusters.safetensors")["centroids"].numpy()
         experts = tuple(_load_expert(name, directory / "experts" / name) for name in manifest.experts)
         return Model(
@@ -131,7 +149,7 @@ def load_model(directory: Path) -> Model:
             centroids=centroids,
             bin_steps=manifest.bin_steps,
         )
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{directory}: cannot be read as a model: {error}") from error
 
 
@@ -145,7 +163,7 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / "manifest.json"
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: not found; a model directory is written by `mesp predictor train`") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: is not readable JSON: {error}") from error
@@ -210,13 +228,13 @@ def _load_router(path: Path, experts: int, clusters: int) -> Router:
     return Router(gate.eval())
 
 
-def _checksum(directory: Path) -> str:
-    """First 12 hex digits of SHA-256 over every file but the manifest, names included."""
-    digest = hashlib.sha256()
+def _version(directory: Path, manifest: Manifest) -> str:
+    """The format and 12 hex digits of SHA-256 over the manifest's say on the model and every other file, with its name."""
+    digest = hashlib.sha256(manifest.model_dump_json(exclude={"version", "training"}).encode())
     for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json"):
         digest.update(str(path.relative_to(directory)).encode() + b"\0")
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return f"{FORMAT}-{digest.hexdigest()[:12]}"
 
 
 def _swap(fresh: Path, directory: Path) -> None:
@@ -224,11 +242,14 @@ def _swap(fresh: Path, directory: Path) -> None:
     if not directory.exists():
         fresh.rename(directory)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-    directory.rename(old / "model")
+    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
     try:
-        fresh.rename(directory)
-    except OSError:
-        os.rename(old / "model", directory)  # noqa: PTH104
-        raise
-    shutil.rmtree(old)
+        directory.rename(aside / "model")
+        try:
+            fresh.rename(directory)
+        except BaseException:
+            (aside / "model").rename(directory)
+            raise
+    finally:
+        if directory.exists():  # else what stands aside is the only model left
+            shutil.rmtree(aside, ignore_errors=True)
