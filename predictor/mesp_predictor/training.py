@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mesp.errors import InputError
 from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS
@@ -58,6 +58,15 @@ class TrainingConfig(BaseModel):
     router_every: int = Field(5, ge=1, description="Steps between two of the router's samples.")
     router_epochs: int = Field(8, ge=1)
 
+    @model_validator(mode="after")
+    def _horizons_fit(self) -> TrainingConfig:
+        if not self.default_horizon <= self.max_horizon <= self.patchtst.max_horizon:
+            raise ValueError(
+                f"max_horizon = {self.max_horizon} must be at least default_horizon = {self.default_horizon} "
+                f"and at most patchtst.max_horizon = {self.patchtst.max_horizon}"
+            )
+        return self
+
 
 #: A model in about a minute on two cores, for the demo and a first look.
 QUICK = TrainingConfig(
@@ -74,7 +83,8 @@ class Trained:
     """A model and how its parts did on the router's functions (next step, second half of the replay).
 
     Attributes:
-        log_loss: of activity in the next step, by expert and for the `mixture`.
+        log_loss: of activity in the next step, by expert and for the `mixture`, whose gate has learned from these very
+            samples: its number flatters.
         cluster_sizes: function-days in each cluster.
         routed_away: function-days without a shape, by reason.
     """
@@ -89,7 +99,7 @@ def train(counts: FloatArray, start_step: int, config: TrainingConfig, progress:
     """Trains a model.
 
     Args:
-        counts: invocations per step, (N, M), at least one day and 16 functions.
+        counts: invocations per step, (N, M), NaN where missing; at least one day and 16 functions.
         start_step: absolute index of the first column's step, for the clock's phase.
         config: sizes, budgets and the seed.
         progress: told the stage and its share done.
@@ -114,7 +124,7 @@ def train(counts: FloatArray, start_step: int, config: TrainingConfig, progress:
     neural = fit_neural_hazard(samples, config.seed, config.epochs, lambda share: progress("neural_hazard", share))
     del samples
     patchtst = train_patchtst(
-        counts[taught], config.patchtst, config.seed, lambda share, _message: progress("patchtst", share)
+        np.nan_to_num(counts[taught]), config.patchtst, config.seed, lambda share, _message: progress("patchtst", share)
     )
     experts: tuple[Expert, ...] = (SeasonalExpert(), IntermittentExpert(), hazard, neural, patchtst)
     replayed = _replay(experts, clusters.centroids, counts[held], start_step, config, progress)
@@ -202,7 +212,7 @@ def _replay(
             quantiles.append(np.stack([p.quantiles[:, ahead] for p in predictions], axis=1))
             happened.append(counts[:, t + ahead])
         routing.score(losses, forecast, counts[:, t] > 0, ~np.isnan(counts[:, t]))
-        statistics.update(np.ascontiguousarray(counts[:, t]))
+        statistics.update(counts[:, t])
         if t % 10 == 0:
             progress("router replay", t / steps)
     scale = np.maximum(np.nan_to_num(np.nanmean(np.abs(np.diff(counts, axis=1)), axis=1)), SCALE_FLOOR)
