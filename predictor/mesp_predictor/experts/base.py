@@ -86,4 +86,5 @@ def hurdle_quantiles(
     share = (position - low).astype(np.float32)
     rows = np.arange(len(positive))[:, None, None]
     value = positive[rows, low] * (1 - share) + positive[rows, high] * share
-    return np.where(inside > 0, value, 0).astype(np.float32)
+    ascending = np.maximum.accumulate(value, axis=-1)  # rounding may turn equal values into falling ones
+    return np.where(inside > 0, ascending, 0).astype(np.float32)
