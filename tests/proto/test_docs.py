@@ -119,6 +119,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
 
+def test_paths_named_in_the_text_exist() -> None:
+    """A file or folder of the repository named in backticks is there, or a pattern that finds some."""
+    for page in PAGES:
+        for path in re.findall(r"`((?:tests|proto|deploy|integration|\.ci)/[^` ]*)`", page.read_text()):
+            assert any(ROOT.glob(path.rstrip("/"))), f"{page.name}: {path}"
+
+
 @pytest.mark.parametrize("registry", [LoopMetrics().registry, PredictorMetrics().registry], ids=["loop", "predictor"])
 def test_every_metric_is_told(registry: CollectorRegistry) -> None:
     """The operator's page names every metric as Prometheus sees it, and none that is not there."""
