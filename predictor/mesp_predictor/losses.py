@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     #: Any real or boolean array.
     Array = npt.NDArray[np.float32] | npt.NDArray[np.float64] | npt.NDArray[np.int64] | npt.NDArray[np.bool_]
     Doubles = npt.NDArray[np.float64]
-    Values = TypeVar("Values", npt.NDArray[np.float32], Doubles, torch.Tensor)
+    Values = TypeVar("Values", Doubles, npt.NDArray[np.float32], torch.Tensor)
 
 #: Least naive error that scales a series, in invocations: many functions are nearly all zeros.
 NAIVE_FLOOR = 0.01

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.torch import load_file, save_file
@@ -18,7 +18,13 @@ from mesp.errors import InputError
 from mesp.types import DEFAULT_LEVELS, FloatArray
 from mesp_predictor.experts.base import Context, Prediction
 from mesp_predictor.experts.patchtst import PatchTSTConfig, PatchTSTExpert, train_patchtst
-from mesp_predictor.experts.patchtst_network import PatchTSTNetwork, _gap_features, _phase_features
+from mesp_predictor.experts.patchtst_network import (
+    GRID,
+    PatchTSTNetwork,
+    _gap_features,
+    _phase_features,
+    _positive_quantiles,
+)
 from mesp_predictor.losses import log_loss
 from mesp_predictor.statistics import Statistics
 
@@ -57,6 +63,7 @@ def difference(a: Prediction, b: Prediction) -> float:
     return float(max(np.abs(a.quantiles - b.quantiles).max(), np.abs(a.active - b.active).max()))
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     npst.arrays(np.float32, (3, 64), elements=st.sampled_from([0, 0, 0, 1, 2, 1000, 2**32 - 1])),
     st.lists(st.floats(0.001, 0.999), min_size=1, max_size=6, unique=True).map(lambda levels: tuple(sorted(levels))),
@@ -183,6 +190,15 @@ def test_the_phase_features_are_the_share_of_cycles() -> None:
     assert odds[0] == odds[1] < -4 < 4 < odds[2]
 
 
+def test_the_positive_quantiles_are_those_of_the_window() -> None:
+    """Of 0 and 1..101 the median of the positive is 51 and the level 0.9 is 91; a silent window has its floor."""
+    windows = torch.stack([torch.cat([torch.zeros(20), torch.randperm(101) + 1]), torch.zeros(121)])
+    quantiles = _positive_quantiles(windows, torch.full((2, 1), 0.5))
+    assert quantiles[0, GRID.index(0.5)] == 51
+    assert quantiles[0, GRID.index(0.9)] == 91
+    assert (quantiles[1] == 0.5).all()
+
+
 def test_saved_and_loaded_the_forecast_is_the_same(trained: PatchTSTExpert, tmp_path: Path) -> None:
     """Difference 0 after a reload; two files and nothing temporary."""
     trained.save(tmp_path / "patchtst")
@@ -209,8 +225,8 @@ def test_a_damaged_directory_is_refused_naming_file_and_key(trained: PatchTSTExp
     damages: list[tuple[Callable[[Path], object], str]] = [
         (lambda d: edit_weights(d, "out.bias", None), "model.safetensors: key out.bias is missing"),
         (lambda d: edit_weights(d, "more", torch.ones(1)), "model.safetensors: key more is not part"),
-        (lambda d: edit_weights(d, "out.bias", torch.ones(2)), "key out.bias has shape (2,), must be (14,)"),
-        (lambda d: edit_weights(d, "out.bias", torch.full((14,), torch.nan)), "key out.bias holds NaN"),
+        (lambda d: edit_weights(d, "out.bias", torch.ones(2)), "key out.bias has shape (2,), must be (27,)"),
+        (lambda d: edit_weights(d, "out.bias", torch.full((27,), torch.nan)), "key out.bias holds NaN"),
         (lambda d: edit_config(d, "depth", 3), "config.json: depth = 3"),
         (lambda d: edit_config(d, "heads", 3), "d_model = 8 must be a multiple of heads = 3"),
         (lambda d: edit_config(d, "layers", "two"), "config.json: layers = 'two'"),

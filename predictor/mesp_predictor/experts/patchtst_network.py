@@ -5,8 +5,9 @@ a thousand times a minute look alike. The backbone is transformers' `PatchTSTMod
 Words", ICLR 2023) under the key names of published checkpoints; it is built from its configuration, so nothing is ever
 fetched. The head is ours: counts of serverless functions are mostly zeros, and the mean that normalisation removed, the
 time since the last arrival and the gaps between arrivals say more about the next minute than any patch does. It answers,
-per step, the logit of activity and the quantiles of the positive part, in the transformed space above the image of one
-invocation, as cumulative softplus increments: whatever the weights, the forecast is a distribution of counts.
+per step, the logit of activity and the quantiles of the positive part in the transformed space, from the image of one
+invocation upwards: the increments between the window's own quantiles, shrunk, plus softplus increments. Whatever the
+weights, the forecast is a distribution of counts, and before any training that of a constant is nearly right.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class PatchTSTConfig(BaseModel):
     max_horizon: int = Field(60, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     batch: int = Field(128, ge=1)
-    training_steps: int = Field(4_000, ge=1)
+    training_steps: int = Field(4_500, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     quantile_weight: float = Field(2.0, gt=0)
@@ -129,6 +130,14 @@ def _phase_features(active: Tensor, steps: Tensor) -> Tensor:
     return torch.stack(features, dim=2)
 
 
+def _positive_quantiles(values: Tensor, floor: Tensor) -> Tensor:
+    """Empirical quantiles at `GRID` of what is positive in each window, (R, C) -> (R, G); `floor` (R, 1) where nothing is."""
+    ordered = torch.where(values > 0, values, torch.inf).sort(dim=1).values
+    last = (values > 0).sum(dim=1, keepdim=True) - 1
+    at = (last * torch.tensor(GRID)).round().long().clamp(min=0)
+    return torch.where(last >= 0, ordered.gather(1, at), floor)
+
+
 class PatchTSTNetwork(nn.Module):
     """Windows of counts (R, C) -> logit of activity (R, H) and transformed quantiles of the positive part (R, H, G).
 
@@ -164,7 +173,7 @@ class PatchTSTNetwork(nn.Module):
             nn.Linear(config.hidden, config.hidden),
             nn.GELU(),
         )
-        self.out = nn.Linear(config.hidden + seen, 1 + len(GRID))
+        self.out = nn.Linear(config.hidden + seen, 1 + 2 * len(GRID))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, counts: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +189,10 @@ class PatchTSTNetwork(nn.Module):
         level = level[:, None].expand(-1, len(steps), -1)
         seen = torch.cat([per_step, _gap_features(active, steps), _phase_features(active, steps), level], dim=2)
         out = self.out(torch.cat([self.mix(seen), seen], dim=2))
-        one = torch.asinh(1 / scale)[..., None]
-        # Most counts are 1: increments start small.
-        return out[..., 0], one + functional.softplus(out[..., 1:] - 2).cumsum(dim=2)
+        logit, keep, add = out.split([1, len(GRID), len(GRID)], dim=2)
+        one = torch.asinh(1 / scale)
+        known = _positive_quantiles(values, one).diff(dim=1, prepend=one).clamp(min=0)
+        # Known increments only shrink: a factor above 1 would be an exponent on the way back. Most counts are 1, so what
+        # is added starts small.
+        increments = known[:, None] * torch.sigmoid(keep + 3) + functional.softplus(add - 4)
+        return logit[..., 0], one[..., None] + increments.cumsum(dim=2)
