@@ -189,6 +189,7 @@ class MixtureForecaster:
         judged = len(forecast)
         active, known = column[:judged] > 0, ~np.isnan(column[:judged])
         known[taken[taken < judged]] = False
+        known &= self._statistics.gap[:judged] > 0  # silence before the first invocation says little of an expert
         if self._learning is not None:
             self._learning.learn(self._statistics.step, active, known)
         routing.score(self._losses[:judged], forecast, active, known)

@@ -1,17 +1,21 @@
 """The router: whom to trust for which function, from what it looks like and how each expert did on it lately.
 
 After each step every expert's forecast of that step is scored on every function (log loss of activity), and two
-exponentially weighted means are kept per function and expert. A gate network reads them beside the function's
-statistics, the experts' present answers and the distances to the clusters' centroids, and gives the weights. Without
+exponentially weighted means are kept per function and expert, from the function's first invocation on. A gate network
+reads them beside the function's age and rhythm, the experts' present answers and the distances to the clusters'
+centroids, and gives the weights; what it reads is kept small, for a gate that knows functions too well trusts the
+wrong expert on others. Without
 a trained gate Hedge answers (Freund and Schapire, 1997): weights fall with the exponential of the discounted loss.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -29,6 +33,11 @@ LOSS_HALF_LIVES = (30.0, 240.0)
 _LOSS_DECAY = (0.5 ** (1 / np.array(LOSS_HALF_LIVES))).astype(np.float32)
 #: What a new function's experts are taken to have lost: a coin's log loss, which all share.
 INITIAL_LOSS = float(np.log(2))
+#: The statistics that the gate reads.
+GATE_FEATURES = ("log_age", "log_active", "log_gaps", "log_gap", "gap_mean", "gap_spread")
+_GATE_COLUMNS = [FEATURES.index(name) for name in GATE_FEATURES]
+#: Share of functions that the gate's training keeps aside to stop at its best.
+_HELD_OUT = 0.2
 _CERTAINTY = 1e-4  # probabilities are kept this far from 0 and 1 wherever a logarithm is taken
 
 
@@ -59,7 +68,9 @@ def score(losses: FloatArray, forecast: FloatArray, active: BoolArray, known: Bo
 
 def gate_inputs(features: FloatArray, forecast: FloatArray, losses: FloatArray, distances: FloatArray) -> FloatArray:
     """What the gate reads: next-step features (R, D), expert probabilities (R, E), losses (R, E, 2), distances (R, K)."""
-    return np.concatenate([features, logit(forecast), losses.reshape(len(losses), -1), distances], axis=1)
+    return np.concatenate(
+        [features[:, _GATE_COLUMNS], logit(forecast), losses.reshape(len(losses), -1), distances], axis=1
+    )
 
 
 class Gate(nn.Module):
@@ -68,13 +79,16 @@ class Gate(nn.Module):
     mean: torch.Tensor
     spread: torch.Tensor
 
-    def __init__(self, experts: int, clusters: int, width: int = 48) -> None:
+    def __init__(self, experts: int, clusters: int, width: int = 32) -> None:
         super().__init__()
         self.experts = experts
-        inputs = len(FEATURES) + experts * (1 + len(LOSS_HALF_LIVES)) + clusters
+        inputs = len(GATE_FEATURES) + experts * (1 + len(LOSS_HALF_LIVES)) + clusters
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
-        self.body = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, experts))
+        last = nn.Linear(width, experts)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.body = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), last)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Log weights, normalised over experts."""
@@ -137,6 +151,7 @@ class GateSamples:
         quantiles: each expert's quantiles there, (N, E, S, L).
         counts: what happened, (N, S); NaN where it is not known.
         scale: of each function's counts, (N,).
+        function: which function each sample is of, (N,).
     """
 
     inputs: FloatArray
@@ -144,6 +159,7 @@ class GateSamples:
     quantiles: FloatArray
     counts: FloatArray
     scale: FloatArray
+    function: npt.NDArray[np.int64]
 
 
 def fit_gate(
@@ -151,43 +167,78 @@ def fit_gate(
     clusters: int,
     levels: tuple[float, ...],
     seed: int,
-    epochs: int = 8,
+    epochs: int = 12,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Gate:
-    """Trains the gate on the proper scores of the combined forecast: log loss of activity plus scaled quantile loss."""
+    """Trains the gate on the proper scores of the combined forecast: log loss of activity plus scaled quantile loss.
+
+    It starts from even weights, and the epoch that did best on functions kept aside is the one returned.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         gate = Gate(samples.forecast.shape[1], clusters)
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.from_numpy(samples.inputs)
-    gate.mean.copy_(inputs.mean(0))
-    gate.spread.copy_(inputs.std(0) + 1e-3)
-    odds, quantiles = torch.from_numpy(logit(samples.forecast)), torch.from_numpy(samples.quantiles)
-    counts, scale = torch.from_numpy(samples.counts), torch.from_numpy(samples.scale)
-    known = ~torch.isnan(counts)
-    counts = counts.nan_to_num()
+    rng = np.random.default_rng(seed)
+    functions = np.unique(samples.function)
+    aside = np.isin(samples.function, rng.permutation(functions)[: max(1, round(_HELD_OUT * len(functions)))])
+    exam, lesson = _tensors(samples, aside), _tensors(samples, ~aside)
+    gate.mean.copy_(lesson.inputs.mean(0))
+    gate.spread.copy_(lesson.inputs.std(0) + 1e-3)
     level = torch.tensor(levels, dtype=torch.float32)
-    first_is_worth = torch.ones(counts.shape[1])
-    first_is_worth[0] = 2.0  # decisions hang on the next step
-    batch = min(2048, max(64, len(inputs) // 16))
-    per_epoch = max(1, len(inputs) // batch)
+    rows = len(lesson.inputs)
+    batch = min(1024, max(64, rows // 16))
+    per_epoch = max(1, rows // batch)
     optimizer = torch.optim.AdamW(gate.parameters(), 3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * per_epoch + 1)
+    best, best_state = _examine(gate, exam, level), copy.deepcopy(gate.state_dict())
     for epoch in range(epochs):
-        order = torch.randperm(len(inputs), generator=generator)
+        order = torch.from_numpy(rng.permutation(rows))
         for i in range(per_epoch):
-            rows = order[i * batch : (i + 1) * batch]
-            weights = gate(inputs[rows]).exp()
-            pooled = torch.einsum("ne,nes->ns", weights, odds[rows])
-            mixed = torch.einsum("ne,nesl->nsl", weights, quantiles[rows])
-            active = (counts[rows] > 0).float()
-            error = (counts[rows][..., None] - mixed) / scale[rows][:, None, None]
-            pinball = torch.maximum(level * error, (level - 1) * error).mean(2)
-            loss = functional.binary_cross_entropy_with_logits(pooled, active, reduction="none") + 0.2 * pinball
-            loss = (loss * known[rows] * first_is_worth).mean()
+            loss = _gate_loss(gate, lesson.rows(order[i * batch : (i + 1) * batch]), level).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+        if (loss_now := _examine(gate, exam, level)) < best:
+            best, best_state = loss_now, copy.deepcopy(gate.state_dict())
         progress((epoch + 1) / epochs)
+    gate.load_state_dict(best_state)
     return gate.eval()
+
+
+class _Tensors(NamedTuple):
+    """`GateSamples` as the training reads them; counts that are not known are NaN."""
+
+    inputs: torch.Tensor
+    odds: torch.Tensor
+    quantiles: torch.Tensor
+    counts: torch.Tensor
+    scale: torch.Tensor
+
+    def rows(self, rows: torch.Tensor) -> _Tensors:
+        return _Tensors(*(part[rows] for part in self))
+
+
+def _tensors(samples: GateSamples, rows: BoolArray) -> _Tensors:
+    parts = (samples.inputs, logit(samples.forecast), samples.quantiles, samples.counts, samples.scale)
+    return _Tensors(*(torch.from_numpy(part[rows]) for part in parts))
+
+
+def _gate_loss(gate: Gate, samples: _Tensors, level: torch.Tensor) -> torch.Tensor:
+    """Log loss of activity plus a fifth of the scaled quantile loss, per sample and step ahead, (N, S)."""
+    weights = gate(samples.inputs).exp()
+    pooled = torch.einsum("ne,nes->ns", weights, samples.odds)
+    mixed = torch.einsum("ne,nesl->nsl", weights, samples.quantiles)
+    known = ~torch.isnan(samples.counts)
+    counts = samples.counts.nan_to_num()
+    error = (counts[..., None] - mixed) / samples.scale[:, None, None]
+    pinball = torch.maximum(level * error, (level - 1) * error).mean(2)
+    log_loss = functional.binary_cross_entropy_with_logits(pooled, (counts > 0).float(), reduction="none")
+    importance = torch.ones(counts.shape[1])
+    importance[0] = 2.0  # decisions hang on the next step
+    return (log_loss + 0.2 * pinball) * known * importance
+
+
+def _examine(gate: Gate, exam: _Tensors, level: torch.Tensor) -> float:
+    """Mean loss on the functions kept aside."""
+    with torch.inference_mode():
+        return float(_gate_loss(gate, exam, level).mean())

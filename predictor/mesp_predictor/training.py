@@ -56,7 +56,7 @@ class TrainingConfig(BaseModel):
     router_share: float = Field(0.25, gt=0, lt=1, description="Share of functions kept for the router.")
     router_functions: int = Field(300, ge=1, description="Functions replayed for the router, at most.")
     router_every: int = Field(5, ge=1, description="Steps between two of the router's samples.")
-    router_epochs: int = Field(8, ge=1)
+    router_epochs: int = Field(12, ge=1)
 
     @model_validator(mode="after")
     def _horizons_fit(self) -> TrainingConfig:
@@ -211,7 +211,7 @@ def _replay(
             forecasts.append(np.stack([p.active[:, ahead] for p in predictions], axis=1))
             quantiles.append(np.stack([p.quantiles[:, ahead] for p in predictions], axis=1))
             happened.append(counts[:, t + ahead])
-        routing.score(losses, forecast, counts[:, t] > 0, ~np.isnan(counts[:, t]))
+        routing.score(losses, forecast, counts[:, t] > 0, ~np.isnan(counts[:, t]) & (statistics.gap > 0))
         statistics.update(counts[:, t])
         if t % 10 == 0:
             progress("router replay", t / steps)
@@ -222,6 +222,7 @@ def _replay(
         np.concatenate(quantiles),
         np.concatenate(happened),
         np.tile(scale, len(inputs)).astype(np.float32),
+        np.tile(np.arange(functions), len(inputs)),
     )
 
 
