@@ -88,7 +88,7 @@ class Labels:
                     zorder=7,
                 )
                 text.set_in_layout(False)
-                box = text.get_window_extent(figure.canvas.get_renderer())
+                box = text.get_window_extent()
                 inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
                 if inside and not _overlaps(box.padded(2), taken):
                     taken = np.vstack((taken, box.extents))
@@ -104,7 +104,7 @@ class Labels:
                 along = np.linspace(start, end, max(int(np.hypot(*(end - start)) / 4), 1) + 1)
                 boxes.append(np.hstack((along - 2, along + 2)))
         legend = self.axes.get_legend()
-        boxes += [artist.get_window_extent().extents[None] for artist in (*self._artists, legend) if artist]
+        boxes += [np.array([artist.get_window_extent().extents]) for artist in (*self._artists, legend) if artist]
         return np.vstack(boxes)
 
 
