@@ -1,4 +1,4 @@
-"""A forecaster small enough to predict by hand, for whatever stands around the model."""
+"""A forecaster small enough to predict by hand, for whatever stands around the model; and a real model, tiny."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from mesp_predictor.forecaster import Mixed
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from mesp.types import FloatArray
     from mesp_predictor.series import SeriesStore
+    from mesp_predictor.training import Trained, TrainingConfig
 
 
 class FakeForecaster:
@@ -78,3 +80,47 @@ class FakeForecaster:
 @pytest.fixture
 def forecaster() -> FakeForecaster:
     return FakeForecaster()
+
+
+@pytest.fixture(scope="session")
+def tiny_fleet() -> FloatArray:
+    """Two days, of four hours each, of 24 functions: timers, steady and bursty ones, dead ones, (24, 480)."""
+    rng = np.random.default_rng(5)
+    minute = np.arange(480)
+    timers = [3.0 * (minute % period == period // 2) for period in (2, 5, 5, 10, 15, 15, 30, 60)]
+    steady = [rng.poisson(rate, 480) for rate in (0.02, 0.05, 0.1, 0.2, 0.5, 2.0)]
+    bursts = [rng.poisson(0.6 * (np.sin(minute / 38 + phase) > 0.5)) for phase in range(6)]
+    dead = [np.zeros(480)] * 4
+    return np.array([*timers, *steady, *bursts, *dead], np.float32)[rng.permutation(24)]
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> TrainingConfig:
+    """Budgets that train in seconds."""
+    from mesp_predictor.experts.patchtst import PatchTSTConfig  # noqa: PLC0415  most tests need no torch
+    from mesp_predictor.training import TrainingConfig  # noqa: PLC0415
+
+    patchtst = PatchTSTConfig(context=64, d_model=8, heads=2, layers=1, feed_forward=8, training_steps=2, batch=8)
+    return TrainingConfig(
+        clusters=2,
+        day_steps=240,
+        samples=20_000,
+        epochs=5,
+        patchtst=patchtst,
+        router_functions=8,
+        router_every=2,
+        router_epochs=6,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_training(tiny_fleet: FloatArray, tiny_config: TrainingConfig) -> tuple[Trained, list[tuple[str, float]]]:
+    """A model trained on the tiny fleet, and the progress that was told."""
+    from mesp_predictor import shapes  # noqa: PLC0415
+    from mesp_predictor.training import train  # noqa: PLC0415
+
+    told: list[tuple[str, float]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "TSLEARN_MAX_WORK", 0)  # tslearn compiles for half a minute before it starts
+        trained = train(tiny_fleet, 28_000_000, tiny_config, lambda stage, share: told.append((stage, share)))
+    return trained, told
