@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mesp.errors import InputError
+from mesp.types import MB_PER_GB
 from mesp_bench.event_ledger import EventLedger
-from mesp_bench.fastpath import MB_PER_GB, check_containers
+from mesp_bench.fastpath import check_containers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,14 +16,14 @@ import numpy as np
 
 from mesp.client import PredictorClient
 from mesp.errors import UnavailableError
-from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, StepCounts
+from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, MB_PER_GB, StepCounts
 from mesp_bench.arrivals import ArrivalMode, Arrivals, draw_arrivals
 from mesp_bench.fastpath import simulate
 from mesp_bench.forecasting import AHEAD, TraceForecast
 from mesp_bench.kpa_path import simulate_kpa
 from mesp_bench.ledger import REFERENCE_KEEP_ALIVE_MINUTES, compulsory_cold_starts, waste_pct
 from mesp_bench.policies import BASELINES
-from mesp_bench.policies.base import MB_PER_GB, MINUTE_S, Policy
+from mesp_bench.policies.base import MINUTE_S, Policy
 from mesp_bench.policies.fixed import Fixed
 from mesp_bench.policies.mesp import LEAD_S, Mesp
 from mesp_bench.sidecar import sidecar

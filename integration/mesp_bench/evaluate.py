@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mesp
+from mesp.types import MB_PER_GB
 from mesp_bench.arrivals import FIXED_START, ArrivalMode, StartTime, draw_arrivals
 from mesp_bench.fastpath import simulate
 from mesp_bench.kpa_path import simulate_kpa
 from mesp_bench.ledger import REFERENCE_KEEP_ALIVE_MINUTES, compulsory_cold_starts, minute_ledger, waste_pct
 from mesp_bench.policies import BASELINES
-from mesp_bench.policies.base import MB_PER_GB, MINUTE_S, Policy
+from mesp_bench.policies.base import MINUTE_S, Policy
 from mesp_bench.policies.fixed import Fixed
 from mesp_bench.policies.mesp import Mesp
 

@@ -25,7 +25,7 @@ import numba
 import numpy as np
 
 from mesp.errors import InputError
-from mesp.types import FunctionKey
+from mesp.types import MB_PER_GB, FunctionKey
 from mesp_bench.arrivals import ArrivalMode, Arrivals, draw_arrivals
 from mesp_bench.containers import (
     Floats,
@@ -52,8 +52,6 @@ from mesp_bench.traces.model import Trace
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-MB_PER_GB = 1024.0
 
 #: Schedules come in one memory layout, so that a single compiled kernel serves all of them.
 _LAYOUT: Final = ("C", "W")

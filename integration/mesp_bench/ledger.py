@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mesp.errors import InputError
-from mesp_bench.policies.base import MB_PER_GB, MINUTE_S, mean_containers
+from mesp.types import MB_PER_GB
+from mesp_bench.policies.base import MINUTE_S, mean_containers
 from mesp_bench.policies.fixed import Fixed
 
 if TYPE_CHECKING:

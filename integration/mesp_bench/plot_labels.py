@@ -69,7 +69,6 @@ class Labels:
 
     def place(self) -> None:
         """Draw the texts that find room. The figure's layout must be settled."""
-        figure = self.axes.figure
         room = self.axes.get_window_extent()
         taken = self._obstacles()
         for wish in self._wishes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mesp.types import ForecastStatus
+from mesp.types import MB_PER_GB, ForecastStatus
 from mesp_placement import filters, guards, scores, sizing
 from mesp_placement.cluster import Cluster
 from mesp_placement.model import Plan, Prewarm, Release
@@ -99,7 +99,7 @@ class _Wish:
         )
         if not steps:
             return None
-        memory_gb = np.array([profile.memory_mb for profile in profiles], np.float64) / 1e3
+        memory_gb = np.array([profile.memory_mb for profile in profiles], np.float64) / MB_PER_GB
         limits = [sizing.NO_LIMIT if p.max_containers is None else p.max_containers for p in profiles]
         most = guards.bound(np.array(limits, np.int64), config)
         if (price_gb_s := config.price_gb_s) is None:

@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mesp.types import MB_PER_GB
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -210,7 +212,7 @@ def price_for_budget(steps: Sequence[Demand], memory_gb: Floats, budget_mb: floa
 
     def held_mb(price_gb_s: float) -> float:
         count = np.minimum(wanted_count(steps, memory_gb, price_gb_s), most)
-        return float(expected_idle(steps[0], count, needed) @ memory_gb) * 1e3
+        return float(expected_idle(steps[0], count, needed) @ memory_gb) * MB_PER_GB
 
     if held_mb(MAX_PRICE_GB_S) <= budget_mb:
         return MAX_PRICE_GB_S

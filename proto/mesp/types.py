@@ -22,6 +22,9 @@ BoolArray = npt.NDArray[np.bool_]
 #: Quantile levels every forecast carries unless the caller asks for others.
 DEFAULT_LEVELS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
+#: Platforms and traces count memory in MB of 2**20 bytes; prices and waste are in GB of 2**30.
+MB_PER_GB = 1024.0
+
 #: The step width every shipped model is trained for.
 DEFAULT_STEP_MS = 60_000
 

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from tests.placement.conftest import MakeForecasts
 
 A = FunctionKey("s", "a")
-NODES = (Node("n1", 4000), Node("n2", 4000))
+NODES = (Node("n1", 4096), Node("n2", 4096))
 #: The decision itself, without delay or headroom.
 BARE = PlacementConfig(release_delay_s=0, headroom_share=0)
 
 
 def profile(name: str = "a", **changes: Any) -> FunctionProfile:
     """A function of 1 GB whose calls run for a minute."""
-    return replace(FunctionProfile(FunctionKey("s", name), memory_mb=1000, duration_ms=60_000), **changes)
+    return replace(FunctionProfile(FunctionKey("s", name), memory_mb=1024, duration_ms=60_000), **changes)
 
 
 def container(container_id: str, node: str = "n1", name: str = "a", **changes: Any) -> Container:
     """An idle container that MESP ordered."""
-    bare = Container(container_id, FunctionKey("s", name), node, ContainerState.IDLE, 1000, 0, owned=True)
+    bare = Container(container_id, FunctionKey("s", name), node, ContainerState.IDLE, 1024, 0, owned=True)
     return replace(bare, **changes)
 
 
@@ -133,7 +133,7 @@ def test_pack_or_spread(forecasts_of: MakeForecasts, placement: str, nodes: list
 
 def test_scarce_memory_goes_to_the_most_valuable_per_gb(forecasts_of: MakeForecasts) -> None:
     """Of two functions with room for one, the one that gains more per GB gets it."""
-    snapshot = fleet(profile("a"), profile("b"), nodes=(Node("n1", 1500), Node("n2", 9000, schedulable=False)))
+    snapshot = fleet(profile("a"), profile("b"), nodes=(Node("n1", 1536), Node("n2", 9000, schedulable=False)))
     made, _ = plan(snapshot, forecasts_of({"a": 0.6, "b": 0.9}), PlannerState(), 0, BARE)
     assert [item.function.name for item in made.prewarms] == ["b"]
 

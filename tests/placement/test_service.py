@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mesp.v1.placement_service_pb2_grpc import PlacementServiceAsyncStub
 
-FLEET = Snapshot((Node("n1", 4000),), (), (FunctionProfile(FunctionKey("s", "a"), 1000),))
+FLEET = Snapshot((Node("n1", 4000),), (), (FunctionProfile(FunctionKey("s", "a"), 1024),))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mesp.types import DEFAULT_LEVELS, Forecasts, ForecastStatus, FunctionKey
+from mesp.types import DEFAULT_LEVELS, MB_PER_GB, Forecasts, ForecastStatus, FunctionKey
 from mesp_placement.sizing import (
     MAX_PRICE_GB_S,
     Demand,
@@ -206,7 +206,7 @@ def test_the_budget_is_met_from_below(fleet: list[tuple[Demand, float]], budget_
 
     def held_mb(price: float) -> float:
         count = wanted_count([joined], memory_gb, price)
-        return float(expected_idle(joined, count, needed_when_active(joined)) @ memory_gb) * 1e3
+        return float(expected_idle(joined, count, needed_when_active(joined)) @ memory_gb) * MB_PER_GB
 
     price = price_for_budget([joined], memory_gb, budget_mb, np.full(len(ds), 2**62))
     assert held_mb(price) <= budget_mb * (1 + 1e-9) + 1e-9

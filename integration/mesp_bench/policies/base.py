@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mesp.errors import InputError
+from mesp.types import MB_PER_GB
 from mesp_bench.schedule import WarmSchedule
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 IntArray = npt.NDArray[np.int32]
 
 MINUTE_S = 60.0
-
-#: Traces record MB of 2**20 bytes; prices are in GB of 2**30.
-MB_PER_GB = 1024.0
 
 #: "No such minute": longer than any trace, and far enough from overflow to be added up.
 NEVER = 1 << 29

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mesp_bench.policies.base import MB_PER_GB, MINUTE_S, loaded_by_price
+from mesp.types import MB_PER_GB
+from mesp_bench.policies.base import MINUTE_S, loaded_by_price
 from mesp_bench.schedule import WarmSchedule
 from mesp_placement.sizing import Demand, warm_count
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from mesp.errors import InputError
+from mesp.types import MB_PER_GB
 from mesp_bench.policies.base import (
-    MB_PER_GB,
     MINUTE_S,
     NEVER,
     IntArray,
