@@ -21,6 +21,7 @@ from mesp.types import DEFAULT_STEP_MS, StepCounts
 from mesp_predictor.checkpoint import save_model
 from mesp_predictor.mixture import MixtureForecaster
 from mesp_predictor.series import SeriesStore
+from mesp_predictor.threads import torch_threads
 from mesp_predictor.training import TrainingConfig, train
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def cached_forecast(model: Model, trace: Trace, progress: Callable[[float], None
     if path.is_file():
         with np.load(path) as kept:
             return TraceForecast(kept["active"], kept["quantiles"], tuple(kept["levels"].tolist()))
-    forecast = forecast_trace(model, trace, progress, learn=learn)
+    with torch_threads(1):
+        forecast = forecast_trace(model, trace, progress, learn=learn)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
         np.savez(file, active=forecast.active, quantiles=forecast.quantiles, levels=np.array(forecast.levels))
     Path(file.name).replace(path)

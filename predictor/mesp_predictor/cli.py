@@ -28,6 +28,9 @@ def serve(
     virtual_time: Annotated[
         bool, typer.Option("--virtual-time", help="Accept steps anywhere in time, as replays send them.")
     ] = False,
+    threads: Annotated[
+        int, typer.Option(min=1, max=256, help="Threads of the model; more than one pays above some 10,000 functions.")
+    ] = 1,
     ready_file: Annotated[
         Path | None, typer.Option(help="File that holds the bound address while the sidecar answers.")
     ] = None,
@@ -44,6 +47,7 @@ def serve(
     from mesp_predictor.checkpoint import load_forecaster  # noqa: PLC0415
     from mesp_predictor.config import PredictorConfig  # noqa: PLC0415
     from mesp_predictor.server import serve_predictor  # noqa: PLC0415
+    from mesp_predictor.threads import torch_threads  # noqa: PLC0415
 
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     config = PredictorConfig(
@@ -57,4 +61,5 @@ def serve(
         ready_file=ready_file,
     )
     forecaster = load_forecaster(config.model, config.max_functions)
-    asyncio.run(serve_predictor(config, forecaster, say=typer.echo))
+    with torch_threads(threads):
+        asyncio.run(serve_predictor(config, forecaster, say=typer.echo))
