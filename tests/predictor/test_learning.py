@@ -171,6 +171,20 @@ def test_a_step_is_learned_once_and_only_if_expected(wrong: Gate) -> None:
     assert same(state(learner.router.gate), once)
 
 
+def test_the_latest_past_is_remembered(wrong: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read, forecast and seen is kept row by row, the oldest making room for the latest."""
+    monkeypatch.setattr(learning, "MEMORY_ROWS", 100 * FUNCTIONS)
+    learner, told = LearningRouter(Router(wrong)), drift(101)
+    follow(learner, told)
+    assert len(learner._inputs) == 100 * FUNCTIONS
+    for at, step in ((0, told[1]), (99, told[100])):
+        rows = slice(at * FUNCTIONS, (at + 1) * FUNCTIONS)
+        kept = np.column_stack([learner._inputs[rows], learner._odds[rows], learner._active[rows]])
+        inputs = router.gate_inputs(step.features, step.forecast, step.losses, step.distances)
+        came = np.column_stack([inputs, router.logit(step.forecast), step.active])
+        np.testing.assert_allclose(kept[kept[:, 0].argsort()], came[came[:, 0].argsort()], rtol=1e-5)
+
+
 def test_hedge_needs_no_learning() -> None:
     """Without a trained gate there is nothing to move: the router stays Hedge."""
     learner = LearningRouter(Router())
