@@ -173,16 +173,18 @@ class Cluster:
         self.functions[row].keep_alive_s = keep_alive_s
         self.functions[row].prewarm_after_s = prewarm_after_s
 
-    def set_floor(self, row: int, floor: int, *, release: bool = False) -> None:
+    def set_floor(self, row: int, floor: int, *, release_idle_for_s: float | None = None) -> None:
         """Wants `floor` containers of a function from now on, and orders what is missing where memory is free.
 
-        Nothing expires while no more than the floor exist. With `release` idle ones above it go now, longest idle first.
+        Nothing expires while no more than the floor exist. Ones above it that have been idle for `release_idle_for_s` go
+        now, longest idle first; None: they stay.
         """
         function = self.functions[row]
         function.floor = floor
-        if release:
-            while len(function.containers) > floor and function.idle:
-                self.remove(next(iter(function.idle)))
+        if release_idle_for_s is not None:
+            for container in list(function.idle):
+                if len(function.containers) > floor and container.idle_since_s <= self.now_s - release_idle_for_s:
+                    self.remove(container)
         for _ in range(floor - len(function.containers)):
             self._prewarm(function)
         overdue = [c for c in function.idle if c.deadline_s <= self.now_s]

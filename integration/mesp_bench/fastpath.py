@@ -102,10 +102,18 @@ def simulate(
         np.require(schedule.early_floor, np.int16, _LAYOUT),
         float(schedule.lead_s),
         schedule.release,
+        hold_s(schedule),
         concurrency,
         *new_arrays(capacity, 60.0 * first if score_from_s is None else float(score_from_s), 60.0 * end),
     )
     return ledger(account, alive_s, busy_s, waited, wait_s, memory_mb)
+
+
+def hold_s(schedule: WarmSchedule) -> npt.NDArray[np.float32]:
+    """How long a surplus container is held, (F,); see `WarmSchedule`."""
+    if schedule.hold_s is None:
+        return np.zeros(len(schedule.floor), np.float32)
+    return np.require(schedule.hold_s, np.float32, _LAYOUT)
 
 
 def check_inputs(
@@ -119,6 +127,8 @@ def check_inputs(
             raise InputError(
                 f"schedule {name} has shape {shape}: must be ({functions}, at least {arrivals.end_minute} minutes)."
             )
+    if (held := hold_s(schedule)).shape != (functions,) or not (held >= 0).all():
+        raise InputError(f"schedule hold_s has shape {held.shape}: must be ({functions},), none negative.")
     if not 0 <= schedule.lead_s <= 60:
         raise InputError(f"schedule lead_s = {schedule.lead_s}: must lie in [0, 60].")
     check_containers(arrivals, memory_mb, concurrency)
@@ -189,6 +199,7 @@ def _simulate(  # noqa: C901, PLR0912, PLR0915 (one kernel: in parts, its locals
     early_floors: npt.NDArray[np.int16],
     lead_s: float,
     release: bool,
+    hold_s: npt.NDArray[np.float32],
     concurrency: int,
     running: Records,
     starting: Records,
@@ -264,7 +275,10 @@ def _simulate(  # noqa: C901, PLR0912, PLR0915 (one kernel: in parts, its locals
                         if lead_s == 60.0 and minute < end:
                             floor = max(floor, early_floors[f, minute])
                         if release and floors[f, current] >= 0:
+                            idle_by_s = now_s - (hold_s[f] if floors[f, current] > 0 else 0.0)
                             while state[0].alive > floor and state[0].idle_oldest >= 0:
+                                if slots[state[0].idle_oldest].idle_since_s > idle_by_s:
+                                    break
                                 remove_idle(expiring, slots, state, state[0].idle_oldest, now_s)
                         early = 0.0 < lead_s < 60.0
                     decision_s = np.inf if minute >= end else 60.0 * minute - (lead_s if early else 0.0)

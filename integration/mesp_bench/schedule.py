@@ -27,6 +27,8 @@ class WarmSchedule:
         lead_s: how long before minute m `early_floor` is in force.
         release: at the start of minute m idle containers above `floor` are removed, longest idle first. Containers
             inside the floor outlive their keep-alive.
+        hold_s: with `release`, while the floor is at least 1, idle containers above it stay until they have been idle for
+            this long, (F,) float32; None: they go at once.
     """
 
     keep_alive_s: npt.NDArray[np.float32]
@@ -35,3 +37,4 @@ class WarmSchedule:
     early_floor: npt.NDArray[np.int16]
     lead_s: float
     release: bool
+    hold_s: npt.NDArray[np.float32] | None = None

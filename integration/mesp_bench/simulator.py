@@ -15,7 +15,7 @@ import numpy as np
 
 from mesp.types import DEFAULT_STEP_MS, StepCounts
 from mesp_bench.cluster import Cluster, SimContainer
-from mesp_bench.fastpath import check_inputs
+from mesp_bench.fastpath import check_inputs, hold_s
 from mesp_placement.model import Container, ContainerState, FunctionProfile, Node, Snapshot
 from mesp_plugin.platform import Outcomes
 
@@ -167,6 +167,7 @@ def run_schedule(platform: SimulatedPlatform, schedule: WarmSchedule) -> EventLe
     memory_mb = np.zeros(len(arrivals.functions))
     check_inputs(arrivals, schedule, memory_mb, 1)
     rows = range(len(arrivals.functions))
+    held_s = hold_s(schedule)
     for minute in range(arrivals.first_minute, arrivals.end_minute):
         cluster.advance_s(60.0 * minute)
         following = minute + 1 < arrivals.end_minute
@@ -176,7 +177,9 @@ def run_schedule(platform: SimulatedPlatform, schedule: WarmSchedule) -> EventLe
             )
             floor = int(schedule.floor[row, minute])
             early = int(schedule.early_floor[row, minute + 1]) if following and schedule.lead_s == 60 else 0
-            cluster.set_floor(row, max(floor, early, 0), release=schedule.release and floor >= 0)
+            idle_for_s = float(held_s[row]) if floor > 0 else 0.0
+            release = schedule.release and floor >= 0
+            cluster.set_floor(row, max(floor, early, 0), release_idle_for_s=idle_for_s if release else None)
         if following and 0 < schedule.lead_s < 60:
             cluster.advance_s(60.0 * (minute + 1) - schedule.lead_s)
             for row in rows:

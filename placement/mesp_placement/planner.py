@@ -7,7 +7,7 @@ containers are looked at one by one.
 *Prewarms* make up the difference between the wanted count and all containers there are (idle, busy, creating or
 paused), the most valuable function per GB first, each container on the best node that passes every filter.
 *Releases* take idle containers above the wanted count, the longest idle first: MESP's own, or any if the operator
-says so. Without forecasts nothing new is warmed, and what MESP holds is released `stale_after_s` after the last
+says so. While a function is wanted at all, surplus ones are held for the break-even time (`sizing.hold_s`). Without forecasts nothing new is warmed, and what MESP holds is released `stale_after_s` after the last
 fresh forecast. The wish then goes through the guards.
 """
 
@@ -51,7 +51,10 @@ def plan(
         state = replace(state, last_forecast_ms=max(state.last_forecast_ms, forecasts.as_of_ms))
     wished = Plan(
         prewarms=tuple(_prewarms(cluster, wish, config)) if wish else (),
-        releases=(*(_surplus(cluster, wish, config) if wish else ()), *_run_out(cluster, wish, state, now_ms, config)),
+        releases=(
+            *(_surplus(cluster, wish, now_ms, config) if wish else ()),
+            *_run_out(cluster, wish, state, now_ms, config),
+        ),
         errors=cluster.errors,
         cold_start_price_gb_s=wish.price_gb_s if wish else config.price_gb_s or 0.0,
     )
@@ -187,11 +190,17 @@ def _place(cluster: Cluster, profile: FunctionProfile, count: int, config: Place
     return placed
 
 
-def _surplus(cluster: Cluster, wish: _Wish, config: PlacementConfig) -> Iterator[Release]:
+def _surplus(cluster: Cluster, wish: _Wish, now_ms: int, config: PlacementConfig) -> Iterator[Release]:
+    hold_s = np.where(wish.wanted > 0, sizing.hold_s(wish.memory_gb, wish.price_gb_s), 0.0)
     for i in np.flatnonzero(wish.wanted < wish.have).tolist():
         key, have, wanted = wish.profiles[i].function, int(wish.have[i]), int(wish.wanted[i])
+        idle_by_ms = now_ms - 1e3 * hold_s[i]
         idle = guards.longest_idle_first(
-            c for c in cluster.of_function(key) if (c.owned or config.release == "any") and c.node in cluster.node_index
+            c
+            for c in cluster.of_function(key)
+            if (c.owned or config.release == "any")
+            and c.node in cluster.node_index
+            and (c.idle_since_ms or 0) <= idle_by_ms
         )
         if idle:
             reason = f"{wanted} wanted, {have} there: {wish.because(i)}"

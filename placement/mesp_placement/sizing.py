@@ -145,6 +145,16 @@ def warm_count(demand: Demand, memory_gb: Floats, price_gb_s: float) -> Ints:
     return np.where(one, np.maximum(several, 1), 0)
 
 
+def hold_s(memory_gb: Floats, price_gb_s: float) -> Floats:
+    """How long a container that sizing does not ask for is held while the function is wanted at all, (F,).
+
+    The forecast counts calls per step and cannot see how they bunch inside it; the containers that were busy at once
+    lately can. Such a container is held until its idle time has cost as much as making it again: the rent-or-buy rule
+    that never costs more than twice the best choice (Karlin, Manasse, Rudolph, Sleator, 1988).
+    """
+    return price_gb_s / np.maximum(memory_gb, 1e-9)
+
+
 def critical_level(demand: Demand, memory_gb: Floats, price_gb_s: float) -> Floats:
     """The level of the newsvendor's quantile, (F,), for the part of the step still to come."""
     return np.asarray(price_gb_s / (price_gb_s + memory_gb * demand.held_s))

@@ -57,6 +57,15 @@ def test_a_cold_start_and_its_keep_alive() -> None:
     assert (ledger.total_gb_s, ledger.waste_gb_s) == (63.0, 62.0)
 
 
+def test_surplus_is_held_while_some_are_wanted() -> None:
+    """A floor of 1, a hold of 150 s: the second container, idle since 13 s, goes at minute 3; where none is wanted, at 1."""
+    arrivals = one([10.0, 10.0])
+    wanted = keep(1e6, floor=floors(dict.fromkeys(range(10), 1)), release=True, hold_s=np.array([150.0], np.float32))
+    assert simulate(arrivals, wanted, GB).total_gb_s == 600.0 + 170.0
+    unwanted = dataclasses.replace(wanted, floor=floors(dict.fromkeys(range(10), 0)))
+    assert simulate(arrivals, unwanted, GB).total_gb_s == 2 * 50.0
+
+
 def test_concurrent_requests_start_containers_of_their_own() -> None:
     """A request does not wait for a busy container, nor for one ordered by another request: both are cold."""
     assert simulate(one([10.0, 11.0, 12.5]), keep(60), GB).cold == 3

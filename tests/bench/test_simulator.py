@@ -74,6 +74,7 @@ def cases(draw: st.DrawFn) -> tuple[Arrivals, WarmSchedule, int, float]:
         early_floor=grid(st.integers(-1, 3)).astype(np.int16),
         lead_s=draw(instants(60)),
         release=draw(st.booleans()),
+        hold_s=np.array([draw(instants(200)) for _ in range(functions)], np.float32) if draw(st.booleans()) else None,
     )
     score_from_s = draw(instants(60.0 * end))
     return make_arrivals(times, durations, starts, first, end), schedule, draw(st.integers(1, 3)), score_from_s

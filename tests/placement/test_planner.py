@@ -87,10 +87,27 @@ def test_only_what_mesp_added_is_taken_away(forecasts_of: MakeForecasts, owned: 
     assert len(made.releases) == gone
 
 
+#: A price at which 1 GB breaks even after 30 s.
+CHEAP = {"cold_start_price_gb_s": 30.0}
+
+
+def test_surplus_is_held_to_the_break_even_while_the_function_is_wanted(forecasts_of: MakeForecasts) -> None:
+    """1 GB at 30 GB·s: a second container goes once idle for 30 s, not before; where no call is expected, at once."""
+    there = [container("c1", idle_since_ms=0), container("c2", idle_since_ms=0)]
+    config = BARE.model_copy(update=CHEAP)
+    expected = forecasts_of({"a": 1.0}, counts={"a": 1})
+    for now_ms, released in ((29_000, 0), (30_000, 1)):
+        made, _ = plan(fleet(profile(), *there), expected, PlannerState(), now_ms, config)
+        assert len(made.releases) == released
+    made, _ = plan(fleet(profile(), *there), forecasts_of({"a": 0.0}), PlannerState(), 1_000, config)
+    assert len(made.releases) == 2
+
+
 def test_the_longest_idle_go_first_and_the_wanted_stay(forecasts_of: MakeForecasts) -> None:
     """Of three idle containers where one is wanted, the two that idle longest go."""
     there = [container("c1", idle_since_ms=5), container("c2", idle_since_ms=9), container("c3", idle_since_ms=1)]
-    made, _ = plan(fleet(profile(), *there), forecasts_of({"a": 1.0}, counts={"a": 1}), PlannerState(), 10, BARE)
+    forecasts = forecasts_of({"a": 1.0}, counts={"a": 1})
+    made, _ = plan(fleet(profile(), *there), forecasts, PlannerState(), 59_000, BARE.model_copy(update=CHEAP))
     assert [item.container_id for item in made.releases] == ["c3", "c1"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from mesp.types import MB_PER_GB
 from mesp_bench.policies.base import MINUTE_S, loaded_by_price
 from mesp_bench.schedule import WarmSchedule
-from mesp_placement.sizing import Demand, warm_count
+from mesp_placement.sizing import Demand, hold_s, warm_count
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,7 +38,10 @@ class Mesp:
         return loaded_by_price(self.forecast.active[0], trace.memory_mb, knob)
 
     def schedule(self, trace: Trace, knob: float) -> WarmSchedule:
-        """Floors at the start of each minute, the next minute's known `LEAD_S` ahead; what exceeds them is released."""
+        """Floors at the start of each minute, the next minute's known `LEAD_S` ahead; what exceeds them is released.
+
+        As the planner does: at once where no call is expected, after the break-even time where some are.
+        """
         return WarmSchedule(
             keep_alive_s=np.full(trace.counts.shape, np.inf, np.float32),
             prewarm_after_s=np.zeros(trace.counts.shape, np.float32),
@@ -46,6 +49,7 @@ class Mesp:
             early_floor=self._floor(trace, knob, 1),
             lead_s=LEAD_S,
             release=True,
+            hold_s=hold_s(trace.memory_mb / MB_PER_GB, knob).astype(np.float32),
         )
 
     def _floor(self, trace: Trace, price_gb_s: float, ahead: int) -> npt.NDArray[np.int16]:
