@@ -9,7 +9,7 @@ records what the gate would have read and what then happened.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -46,6 +46,7 @@ class TrainingConfig(BaseModel):
 
     seed: int = Field(0, ge=0)
     clusters: int = Field(8, ge=2, le=64, description="Clusters of similar functions; fewer where shapes are fewer.")
+    kshape: Literal["auto", "tslearn", "batched"] = Field("auto", description="Engine of K-Shape; see `shapes.kshape`.")
     bin_steps: int = Field(10, ge=1, description="Steps in one bin of a shape.")
     day_steps: int = Field(1440, ge=60, description="Steps in one day, the unit of clustering.")
     default_horizon: int = Field(15, ge=1, le=60)
@@ -70,6 +71,7 @@ class TrainingConfig(BaseModel):
 
 #: A model in about a minute on two cores, for the demo and a first look.
 QUICK = TrainingConfig(
+    kshape="batched",  # tslearn compiles its loops anew in every process
     samples=400_000,
     epochs=4,
     patchtst=PatchTSTConfig(training_steps=300),
@@ -172,7 +174,7 @@ def _cluster(counts: FloatArray, config: TrainingConfig) -> tuple[shapes.Cluster
         raise InputError(
             f"only {int(shaped.sum())} function-days of the training trace have a shape, needed are at least 2"
         )
-    clusters = shapes.kshape(series[shaped], min(config.clusters, int(shaped.sum())), config.seed)
+    clusters = shapes.kshape(series[shaped], min(config.clusters, int(shaped.sum())), config.seed, engine=config.kshape)
     labels = np.full(len(counts), -1, np.int64)
     labels[function[shaped]] = clusters.labels
     away = {kind.value: int((kinds == kind.value).sum()) for kind in shapes.Kind if kind is not shapes.Kind.SHAPED}
