@@ -1,5 +1,8 @@
-"""How many threads torch takes. Batches of a few hundred functions are too small to share: on two busy cores two threads
-wait for each other several times longer than one thread works."""
+"""How many threads torch takes.
+
+Batches of a few hundred functions are too small to share: on two busy cores two threads wait for each other several
+times longer than one thread works.
+"""
 
 from __future__ import annotations
 
