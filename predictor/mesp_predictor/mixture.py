@@ -314,7 +314,8 @@ def look_up(series: FloatArray, centroids: FloatArray) -> tuple[IntArray, FloatA
 
 def binned(counts: FloatArray, bin_steps: int) -> FloatArray:
     """Sums over bins of `bin_steps` steps, (R, C) -> (R, C / bin_steps)."""
-    return np.asarray(counts.reshape(len(counts), -1, bin_steps).sum(axis=2))
+    functions, steps = counts.shape
+    return np.asarray(counts.reshape(functions, steps // bin_steps, bin_steps).sum(axis=2))
 
 
 def _no_distances(functions: int, clusters: int) -> FloatArray:

@@ -372,6 +372,12 @@ def test_nobody_known_is_no_trouble(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
+def test_an_hour_passes_before_anybody_is_known() -> None:
+    """Shapes are binned for no function at all as well: an idle platform is no error."""
+    assert mixture.binned(np.zeros((0, 1440), np.float32), 10).shape == (0, 144)
+    np.testing.assert_array_equal(mixture.binned(np.ones((2, 20), np.float32), 10), [[10, 10], [10, 10]])
+
+
 def test_strangers_and_the_never_active_are_priors() -> None:
     """Row -1 gets the prior and so does a function that was never invoked; others of the same question do not."""
     forecaster = run(MixtureForecaster(model_of(*LIGHT)), new_store(), range(50))
