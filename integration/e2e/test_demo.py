@@ -116,8 +116,10 @@ def test_a_predictor_that_dies_ends_the_demo_in_one_sentence(
     assert not out.exists()
 
 
-def test_a_taken_port_is_one_sentence(start: Callable[..., subprocess.Popen[str]], cache: Path) -> None:
+def test_a_taken_port_is_one_sentence(start: Callable[..., subprocess.Popen[str]], cache: Path, tmp_path: Path) -> None:
     """`mesp predictor serve` on a port in use exits with 4 and names the address."""
+    if not any(cache.glob("model-*")):  # the demo trains one
+        start("demo", "--functions", "40", "--minutes", "10", "--out", str(tmp_path / "report")).wait(LIMIT_S)
     model = next(cache.glob("model-*"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

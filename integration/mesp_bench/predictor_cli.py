@@ -22,7 +22,9 @@ def train(
     out: Annotated[Path, typer.Option(help="The model directory to write; a model that is there is replaced.")],
     config: Annotated[Path | None, typer.Option(help="YAML file with the training's settings.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small model in about a minute, for a first look.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="The same seed gives the same model; goes before the file's.")
+    ] = None,
 ) -> None:
     """Train a model on a trace: clusters, experts, and the router that mixes them.
 
@@ -40,7 +42,8 @@ def train(
     if quick and config is not None:
         raise InputError("--quick and --config exclude each other: a file says all settings itself")
     settings = load_config(config, TrainingConfig) if config else QUICK if quick else TrainingConfig()
-    settings = settings.model_copy(update={"seed": seed})
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
     check_target(out)
     fleet = load_trace(trace)
     with stages() as progress:

@@ -38,7 +38,7 @@ class Subcommand:
 
 SUBCOMMANDS: Final = {
     "demo": Subcommand("mesp_bench.cli:demo", "Show the whole loop on a trace in minutes: MESP beside today's.", "all"),
-    "evaluate": Subcommand("mesp_bench.cli:evaluate", "Measure policies and forecasts on a trace.", "bench"),
+    "evaluate": Subcommand("mesp_bench.cli:evaluate", "Measure policies and forecasts on a trace.", "all"),
     "trace": Subcommand("mesp_bench.traces.cli:app", "Inspect, convert and make traces of invocations.", "bench"),
     "predictor": Subcommand(
         "mesp_bench.predictor_cli:app", "Train the forecasting model, and serve forecasts.", "predictor"
