@@ -113,7 +113,8 @@ def slow_loaded(counts: np.ndarray, range_minutes: int) -> list[bool]:
         head, tail = 1, range_minutes
         if len(gaps) >= 2 and 2 * len(within) > len(gaps):
             bins = np.bincount(within, minlength=range_minutes)
-            if bins.std() >= 2 * bins.mean():
+            # population variance >= 4 mean², in whole numbers: five gaps of one length in five bins are on the edge
+            if len(bins) * int((bins**2).sum()) >= 5 * int(bins.sum()) ** 2:
                 head = max(1, within[math.ceil(len(within) * 5 / 100) - 1] * 9 // 10)
                 tail = -(-within[math.ceil(len(within) * 99 / 100) - 1] * 11 // 10)
         loaded.append(last is not None and head <= minute - last <= tail)

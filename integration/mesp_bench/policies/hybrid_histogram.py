@@ -84,12 +84,11 @@ def _windows(counts: npt.NDArray[np.uint32], range_minutes: int, same_minute: bo
                         beyond += 1
                 last = m
                 first_warm, last_warm = 1, range_minutes
-                if within + beyond >= MIN_GAPS and beyond < within:
-                    mean = within / range_minutes
-                    variance = max(squares / range_minutes - mean * mean, 0.0)
-                    if variance >= (MIN_VARIATION * mean) ** 2:
-                        first_warm = max(1, _percentile_bin(bins, 5) * 9 // 10)
-                        last_warm = max(1, (_percentile_bin(bins, 99) * 11 + 9) // 10)
+                # variance >= (MIN_VARIATION * mean)**2, times range_minutes**2: whole numbers, so the edge is exact
+                varied = float(range_minutes) * squares >= (1.0 + MIN_VARIATION**2) * float(within) * within
+                if varied and within + beyond >= MIN_GAPS and beyond < within:
+                    first_warm = max(1, _percentile_bin(bins, 5) * 9 // 10)
+                    last_warm = max(1, (_percentile_bin(bins, 99) * 11 + 9) // 10)
             head[f, m] = first_warm
             tail[f, m] = last_warm
     return head, tail
