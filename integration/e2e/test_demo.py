@@ -38,6 +38,7 @@ def start(cache: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_interrupts,
         )
         started.append(process)
         return process
@@ -46,6 +47,11 @@ def start(cache: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
     for process in started:
         process.kill()
         process.wait()
+
+
+def heed_interrupts() -> None:
+    """A test run in the background hands on that interrupts are ignored; a stranger's shell does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def sidecars(tmp_path: Path) -> list[int]:
