@@ -38,7 +38,7 @@ def start(cache: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=heed_interrupts,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509 (this process has no other threads)
         )
         started.append(process)
         return process
