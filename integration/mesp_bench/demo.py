@@ -73,7 +73,8 @@ class LiveRun:
 def playable(trace: Trace) -> tuple[Trace, list[str]]:
     """The trace without its busiest functions, if need be, so that a minute has at most MOST_PER_MINUTE invocations.
 
-    Busy functions never start cold under any policy; leaving them out changes no cold start.
+    The step-by-step platform plays one invocation after the other. Every policy is shown on the same functions, and a note
+    says what was left out; busy functions do have cold starts, of their second and third containers.
     """
     rate = trace.counts.mean(axis=1)
     order = np.argsort(rate, kind="stable")
