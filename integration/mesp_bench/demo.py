@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mesp.client import PredictorClient
 from mesp.errors import UnavailableError
-from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, MB_PER_GB, StepCounts
+from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, StepCounts
 from mesp_bench.arrivals import ArrivalMode, Arrivals, draw_arrivals
-from mesp_bench.fastpath import simulate
 from mesp_bench.forecasting import AHEAD, TraceForecast
-from mesp_bench.kpa_path import simulate_kpa
 from mesp_bench.ledger import REFERENCE_KEEP_ALIVE_MINUTES, compulsory_cold_starts, waste_pct
+from mesp_bench.play import play
 from mesp_bench.policies import BASELINES
-from mesp_bench.policies.base import MINUTE_S, Policy
 from mesp_bench.policies.fixed import Fixed
 from mesp_bench.policies.mesp import LEAD_S, Mesp
 from mesp_bench.sidecar import sidecar
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
 
     from mesp.types import Forecasts, FunctionKey, Rejection
     from mesp_bench.event_ledger import EventLedger
+    from mesp_bench.policies.base import Policy
     from mesp_bench.traces.model import Trace
 
 #: Invocations a minute that the loop's simulated platform plays in reasonable time.
@@ -175,17 +174,11 @@ def compare(
     """The demo's result: the same arrivals under every policy, in the form of `frontier.json`, and the live run's row."""
     mode = ArrivalMode.UNIFORM.value
     policies: list[Policy] = [*(BASELINES[name] for name in _BESIDE), Mesp(live.forecast)]
-    window_s = MINUTE_S * (arrivals.end_minute - arrivals.first_minute)
 
-    def play(policy: Policy, knob: float) -> EventLedger:
-        if policy.name == "kpa":
-            ledger = simulate_kpa(arrivals, trace.memory_mb, knob)
-        else:
-            ledger = simulate(arrivals, policy.schedule(trace, knob), trace.memory_mb)
-        constant_gb_s = policy.constant_idle_mb / MB_PER_GB * window_s
-        return replace(ledger, waste_gb_s=ledger.waste_gb_s + constant_gb_s)
+    def played(policy: Policy, knob: float) -> EventLedger:
+        return play(policy, knob, trace, arrivals)
 
-    reference_gb_s = play(Fixed(), REFERENCE_KEEP_ALIVE_MINUTES).waste_gb_s
+    reference_gb_s = played(Fixed(), REFERENCE_KEEP_ALIVE_MINUTES).waste_gb_s
 
     def point(ledger: EventLedger) -> dict[str, Any]:
         percent = waste_pct(ledger.waste_gb_s, reference_gb_s)
@@ -208,16 +201,16 @@ def compare(
     table = {}
     for done, policy in enumerate(policies):
         table[policy.name] = [
-            {"knob": knob, "minute": None, "event": {mode: point(play(policy, knob))}} for knob in policy.knobs
+            {"knob": knob, "minute": None, "event": {mode: point(played(policy, knob))}} for knob in policy.knobs
         ]
         progress((done + 1) / len(policies))
     scored = slice(arrivals.first_minute, arrivals.end_minute)
     todays = [
         ("MESP", f"the live loop, {DEFAULT_PRICE_GB_S:g} GB s a cold start", live.ledger),
-        ("OpenWhisk", "keep-alive 10 min, 2 stem cells", play(BASELINES["openwhisk"], 10)),
-        ("Knative", "KPA, stable window 60 s", play(BASELINES["kpa"], 60)),
-        ("hybrid histogram", "range 240 min", play(BASELINES["hybrid_histogram"], 240)),
-        ("keep-alive", "60 min", play(BASELINES["fixed"], 60)),
+        ("OpenWhisk", "keep-alive 10 min, 2 stem cells", played(BASELINES["openwhisk"], 10)),
+        ("Knative", "KPA, stable window 60 s", played(BASELINES["kpa"], 60)),
+        ("hybrid histogram", "range 240 min", played(BASELINES["hybrid_histogram"], 240)),
+        ("keep-alive", "60 min", played(BASELINES["fixed"], 60)),
     ]
     return {
         "notes": notes,

@@ -22,9 +22,8 @@ import numpy as np
 import mesp
 from mesp.types import MB_PER_GB
 from mesp_bench.arrivals import FIXED_START, ArrivalMode, StartTime, draw_arrivals
-from mesp_bench.fastpath import simulate
-from mesp_bench.kpa_path import simulate_kpa
 from mesp_bench.ledger import REFERENCE_KEEP_ALIVE_MINUTES, compulsory_cold_starts, minute_ledger, waste_pct
+from mesp_bench.play import play
 from mesp_bench.policies import BASELINES
 from mesp_bench.policies.base import MINUTE_S, Policy
 from mesp_bench.policies.fixed import Fixed
@@ -33,7 +32,6 @@ from mesp_bench.policies.mesp import Mesp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from mesp_bench.event_ledger import EventLedger
     from mesp_bench.forecasting import TraceForecast
     from mesp_bench.traces.model import Trace
 
@@ -225,20 +223,12 @@ class _EventJob:
         minutes = (first, self.scored.stop)
         arrivals = draw_arrivals(trace, self.mode, self.seed, minutes=minutes, start_time=self.start_time)
         score_from_s = MINUTE_S * self.scored.start
-        window_s = MINUTE_S * (self.scored.stop - self.scored.start)
-
-        def play(policy: Policy, knob: float) -> EventLedger:
-            if policy.name == "kpa":
-                return simulate_kpa(arrivals, trace.memory_mb, stable_window_s=knob, score_from_s=score_from_s)
-            return simulate(arrivals, policy.schedule(trace, knob), trace.memory_mb, score_from_s=score_from_s)
-
-        reference_gb_s = play(Fixed(), REFERENCE_KEEP_ALIVE_MINUTES).waste_gb_s
+        reference = play(Fixed(), REFERENCE_KEEP_ALIVE_MINUTES, trace, arrivals, score_from_s)
         results: dict[tuple[str, float], tuple[float, float, float]] = {}
         for policy, knobs in self.policies:
             for knob in knobs:
-                ledger = play(policy, knob)
-                waste_gb_s = ledger.waste_gb_s + policy.constant_idle_mb / MB_PER_GB * window_s
-                percent = waste_pct(waste_gb_s, reference_gb_s)
+                ledger = play(policy, knob, trace, arrivals, score_from_s)
+                percent = waste_pct(ledger.waste_gb_s, reference.waste_gb_s)
                 results[policy.name, knob] = (ledger.cold, np.nan if percent is None else percent, ledger.wait_p99_s)
         return results
 
