@@ -62,6 +62,23 @@ class Model:
         return int(self.centroids.shape[1]) * self.bin_steps
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the mixture's answer was made of, for all R rows as of the last `advance`, at the model's own horizon and levels.
+
+    Attributes:
+        predictions: of each expert; rows that an expert was not asked for are NaN.
+        weights: of the router, (R, E).
+        losses: of each expert on each function lately, (R, E, 2), as `router.score` keeps them.
+        cluster: index of each function's cluster, (R,); -1 for none.
+    """
+
+    predictions: tuple[Prediction, ...]
+    weights: FloatArray
+    losses: FloatArray
+    cluster: IntArray
+
+
 class MixtureForecaster:
     """A model with its online state; see `mesp_predictor.forecaster.Forecaster`."""
 
@@ -77,6 +94,7 @@ class MixtureForecaster:
         self._window: FloatArray = np.zeros((0, WINDOW), np.float32)
         self._next: FloatArray | None = None  # each expert's forecast of the step that closes next, (F, E)
         self._ahead: Mixed | None = None  # all rows, default horizon and levels
+        self.asked: Asked | None = None
 
     @property
     def model_version(self) -> str:
@@ -138,7 +156,7 @@ class MixtureForecaster:
             left = steps - 1 - i
             if 0 < left < CATCH_UP:
                 self._window = _padded(history[:, : history.shape[1] - left])
-                self._expect(self._each(rows, 1, self.levels)[1])
+                self._expect(_next_step(ask(self._model.experts, self._context(rows), 1, self.levels)))
         self._as_of_ms = store.as_of_ms
         self._rebuild(store, changed)
         self._forget(taken)
@@ -146,8 +164,9 @@ class MixtureForecaster:
         if steps and (newest // CLUSTER_EVERY != (newest - steps) // CLUSTER_EVERY):
             self._look_up_clusters(store, rows)
         self._window = _padded(history)
-        self._ahead, forecast = self._mix(rows, self.default_horizon, self.levels)
-        self._expect(forecast)
+        self._ahead, predictions = self._mix(rows, self.default_horizon, self.levels)
+        self.asked = Asked(tuple(predictions), self._ahead.weights, self._losses.copy(), self._cluster)
+        self._expect(_next_step(predictions))
 
     def forecast(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> Mixed:
         """Forecasts rows of the store as of the last `advance`; row -1 is a function never seen."""
@@ -231,13 +250,9 @@ class MixtureForecaster:
             cluster=self._cluster[rows],
         )
 
-    def _each(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> tuple[list[Prediction], FloatArray]:
-        """Every expert's prediction, and their probabilities of activity in the next step, (R, E)."""
+    def _mix(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> tuple[Mixed, list[Prediction]]:
+        """The weighted answer for these rows, and every expert's."""
         predictions = ask(self._model.experts, self._context(rows), horizon, levels)
-        return predictions, np.stack([p.active[:, 0] for p in predictions], axis=1)
-
-    def _mix(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> tuple[Mixed, FloatArray]:
-        predictions, forecast = self._each(rows, horizon, levels)
         mixed = mix(
             self._model.router if self._learning is None else self._learning.router,
             predictions,
@@ -246,7 +261,7 @@ class MixtureForecaster:
             self._distances[rows],
             levels,
         )
-        return mixed, forecast
+        return mixed, predictions
 
     def _stranger(self, horizon: int, levels: tuple[float, ...]) -> Mixed:
         """The answer for a function never seen."""
@@ -299,6 +314,11 @@ def mix(
         plain = _own_rate(statistics.take(np.flatnonzero(fallback)), answer.active.shape[1], levels)
         answer.active[fallback], answer.quantiles[fallback] = plain.active, plain.quantiles
     return Mixed(answer.quantiles, answer.active, weights, statistics.gap == 0, fallback)
+
+
+def _next_step(predictions: list[Prediction]) -> FloatArray:
+    """Each expert's probability of activity in the next step, (R, E)."""
+    return np.stack([p.active[:, 0] for p in predictions], axis=1)
 
 
 def look_up(series: FloatArray, centroids: FloatArray) -> tuple[IntArray, FloatArray]:

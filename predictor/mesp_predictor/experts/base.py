@@ -7,13 +7,18 @@ in the context's `statistics`, which are kept once for all experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from mesp.types import FloatArray
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pydantic import BaseModel
+
+    from mesp.types import FloatArray, FunctionKey
     from mesp_predictor.statistics import Statistics
 
 IntArray = npt.NDArray[np.int64]
@@ -28,12 +33,15 @@ class Context:
         counts: invocations per step, oldest first, the last column just closed, (R, C) float32; missing and unborn are 0.
         statistics: the running statistics of the same R functions.
         cluster: index of each function's cluster, (R,); -1 where none fits (young, dead, constant).
+        neighbours: what the other functions of the same app and owner did lately, (R, len(NEIGHBOURS)), as
+            `mesp_predictor.neighbours` computes it; None: nothing is known of any.
     """
 
     step: int
     counts: FloatArray
     statistics: Statistics
     cluster: IntArray
+    neighbours: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,79 @@ class Expert(Protocol):
     def predict(self, context: Context, horizon: int, levels: tuple[float, ...]) -> Prediction:
         """Forecasts the next `horizon` steps at the quantile `levels`; shapes (functions, horizon, levels)."""
         ...
+
+    def save(self, directory: Path) -> None:
+        """Writes `config.json`, with its family under `kind`, and what was learned into an existing, empty directory."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """The functions that experts learn from.
+
+    Attributes:
+        counts: invocations per step, (N, M) float32, NaN where missing.
+        start_step: absolute index of the first column's step, for the clock's phase.
+        cluster: index of each function's cluster, (N,); -1 for none.
+        clusters: number of clusters.
+        keys: the functions' names, N of them; scope and the name's path tell owner and app.
+        max_horizon: farthest step ahead that is ever asked for.
+    """
+
+    counts: FloatArray
+    start_step: int
+    cluster: IntArray
+    clusters: int
+    keys: tuple[FunctionKey, ...]
+    max_horizon: int
+
+    def members(self, cluster: int) -> TrainingSet:
+        """The functions of one cluster."""
+        rows = np.flatnonzero(self.cluster == cluster)
+        keys = tuple(self.keys[row] for row in rows)
+        return TrainingSet(
+            self.counts[rows], self.start_step, self.cluster[rows], self.clusters, keys, self.max_horizon
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How one expert's training is run.
+
+    Attributes:
+        seed: decides everything that is random.
+        progress: told the share done, in [0, 1].
+        state: directory for what lets the training go on after a kill; None: it starts over.
+        device: torch's name of the device, `cpu` or `cuda`.
+    """
+
+    seed: int
+    progress: Callable[[float], None] = lambda _share: None
+    state: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of expert: how it is trained, trained on, and read back.
+
+    Attributes:
+        name: of its experts, in weights and tables, and under `kind` in their `config.json`.
+        settings: pydantic model of its settings; the defaults are those of a full training.
+        smoke: settings of a training that takes seconds and shows that everything works.
+        fit: a new expert from the training set and an instance of `settings`.
+        load: an expert from its directory; raises `InputError` naming file and key.
+        tune: trains a copy of an expert on a part of the functions; None where that is not worth while.
+        costly: asked only for the functions that the router sends to it, and in turn for a share of the others.
+    """
+
+    name: str
+    settings: type[BaseModel]
+    smoke: BaseModel
+    fit: Callable[[TrainingSet, Any, Training], Expert]
+    load: Callable[[Path], Expert]
+    tune: Callable[[Any, TrainingSet, Any, Training], Expert] | None = None
+    costly: bool = False
 
 
 def hurdle_quantiles(
