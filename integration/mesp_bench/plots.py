@@ -83,7 +83,8 @@ _BOUNDS = {
     "oracle_prewarm": "bound of prewarming (oracle)",
 }
 
-_FONT: dict[Any, Any] = {
+#: Settings of matplotlib under which every figure is built and written.
+FONT: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "svg.hashsalt": "mesp",
@@ -102,7 +103,7 @@ def frontier_figure(result: Mapping[str, Any], theme: Theme = LIGHT, *, titled: 
     """
     policies = slice_policies(result)
     modes = event_modes(policies)
-    with mpl.rc_context(_FONT):
+    with mpl.rc_context(FONT):
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.03, hspace=0.03)
         figure = Figure(figsize=(13, 11.4 if modes else 6.6), layout=layout, facecolor=theme.paper)
         FigureCanvasAgg(figure)
@@ -126,9 +127,23 @@ def frontier_figure(result: Mapping[str, Any], theme: Theme = LIGHT, *, titled: 
 def figure_bytes(figure: Figure, kind: str, dpi: int = 150) -> bytes:
     """The figure as a file's bytes, ``png`` or ``svg``, without dates: the same figure gives the same bytes."""
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with mpl.rc_context(_FONT), io.BytesIO() as buffer:
+    with mpl.rc_context(FONT), io.BytesIO() as buffer:
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
         return buffer.getvalue()
+
+
+def frame(axes: Axes, theme: Theme, title: str) -> None:
+    """Gives empty axes their title and the look of every panel."""
+    axes.set_facecolor(theme.paper)
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=theme.ink, pad=8)
+    axes.grid(visible=True, color=theme.faint, alpha=0.18, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=theme.ink, which="both", length=0)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in {"left", "bottom"})
+        spine.set_color(theme.faint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +157,11 @@ class _Painter:
         """Waste against cold starts on a log scale, in minute accounting or in event accounting with `mode`."""
         found = curves(slice_policies(self.result), mode)
         bounds = () if mode else ORACLES
-        self._frame(axes, f"Event accounting, {mode} arrivals: charged by the second" if mode else "Minute accounting")
+        frame(
+            axes,
+            self.theme,
+            f"Event accounting, {mode} arrivals: charged by the second" if mode else "Minute accounting",
+        )
         axes.set_xlabel("wasted memory, % of a fixed 10-minute keep-alive")
         axes.set_ylabel("cold starts")
         axes.set_yscale("log")
@@ -177,7 +196,7 @@ class _Painter:
         """Waste against the 75th percentile over functions of the cold-start rate."""
         found = curves(slice_policies(self.result))
         rated = {p: tuple(q for q in curve if q.cold_rate_p75 is not None) for p, curve in found.items()}
-        self._frame(axes, "The unlucky quarter of functions")
+        frame(axes, self.theme, "The unlucky quarter of functions")
         axes.set_xlabel("wasted memory, %")
         axes.set_ylabel("cold-start rate, % (75th percentile over functions)")
         self._limits(axes, found)
@@ -188,7 +207,7 @@ class _Painter:
 
     def by_mode(self, axes: Axes, modes: Sequence[str]) -> Labels:
         """Waste at the anchor's cold starts, a row per arrival mode: a conclusion that flips is no claim."""
-        self._frame(axes, "Does it hold however calls arrive?")
+        frame(axes, self.theme, "Does it hold however calls arrive?")
         axes.set_xlabel("wasted memory, %, at the same cold starts")
         axes.set_yticks(range(len(modes)))
         axes.set_ylim(len(modes) - 0.5, -0.5)
@@ -210,18 +229,6 @@ class _Painter:
         axes.set_yticklabels(names)
         axes.set_xlim(left=0)
         return labels
-
-    def _frame(self, axes: Axes, title: str) -> None:
-        axes.set_facecolor(self.theme.paper)
-        axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=self.theme.ink, pad=8)
-        axes.grid(visible=True, color=self.theme.faint, alpha=0.18, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=self.theme.ink, which="both", length=0)
-        axes.xaxis.label.set_color(self.theme.ink)
-        axes.yaxis.label.set_color(self.theme.ink)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in {"left", "bottom"})
-            spine.set_color(self.theme.faint)
 
     def _limits(self, axes: Axes, found: Mapping[str, Sequence[Point]]) -> None:
         points = [point for curve in found.values() for point in curve]
