@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import mesp_bench.predictor_cluster_cli  # noqa: F401  # adds `cluster` and `experts` to the app
 from mesp_bench.progress import stages
 from mesp_predictor.cli import app
 

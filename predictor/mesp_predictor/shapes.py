@@ -32,7 +32,7 @@ import scipy.linalg  # type: ignore[import-untyped]
 from mesp.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mesp.types import FloatArray
 
@@ -199,6 +199,16 @@ def assign(series: FloatArray, centroids: FloatArray) -> tuple[Index, FloatArray
     distances = sbd(znorm(series), centroids)
     labels = distances.argmin(axis=1)
     return labels, np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
+
+
+def aligned(series: FloatArray, centroid: FloatArray) -> FloatArray:
+    """(N, B) series, normalised here, each moved to where it fits the centroid (B,) best; gaps are filled with zeros.
+
+    Raises:
+        InputError: as `znorm`.
+    """
+    x = znorm(series)
+    return _align(x, _nearest(_spectra(x[:, ::-1]), centroid[None]).lags)
 
 
 def kshape(series: FloatArray, k: int, seed: Seed, *, engine: Engine = "auto") -> Clusters:
@@ -372,15 +382,25 @@ def silhouette(series: FloatArray, labels: Index, seed: Seed, *, sample: int = S
 
 
 def choose_k(
-    series: FloatArray, ks: Sequence[int], seed: int, *, engine: Engine = "auto"
+    series: FloatArray,
+    ks: Sequence[int],
+    seed: int,
+    *,
+    engine: Engine = "auto",
+    progress: Callable[[float], None] = lambda _share: None,
 ) -> tuple[Clusters, dict[int, float]]:
     """The clusters of the k of `ks` with the largest silhouette (the smaller among equals), and every k's silhouette.
+
+    `progress` is told the share done: of a pass over the centroids of all k, so that a k counts as much as it costs.
 
     Raises:
         InputError: as `kshape`, for any of `ks`; or `ks` is empty.
     """
     if not ks:
         raise InputError("no number of clusters to choose from")
-    fits = {k: kshape(series, k, seed, engine=engine) for k in sorted(ks)}
-    scores = {k: silhouette(series, fit.labels, seed) for k, fit in fits.items()}
+    fits, scores = {}, {}
+    for k in sorted(ks):
+        fits[k] = kshape(series, k, seed, engine=engine)
+        scores[k] = silhouette(series, fits[k].labels, seed)
+        progress(sum(fits) / sum(ks))
     return fits[max(scores, key=scores.__getitem__)], scores
