@@ -58,7 +58,7 @@ def centroids_figure(experiment: Experiment, theme: Theme = LIGHT, *, titled: bo
         grid = figure.add_gridspec(down, across)
         for cluster in range(k):
             inner = grid[divmod(cluster, across)].subgridspec(2, 1, height_ratios=(1.5, 1), hspace=0.0)
-            upper, lower = inner.subplots(2, 1, sharex=True)
+            upper, lower = inner.subplots(sharex=True, squeeze=False)[:, 0]
             _cluster(upper, lower, experiment, cluster, theme)
     return figure
 
@@ -170,8 +170,8 @@ def _cluster(upper: Axes, lower: Axes, experiment: Experiment, cluster: int, the
     frame(lower, theme, "")
     lower.grid(visible=False)
     lower.pcolormesh(
-        np.append(hours, hours[-1]), np.arange(len(rows) + 1), rows, cmap=_ramp(theme, _SECOND),
-        vmin=0.0, vmax=3.0, rasterized=True,
+        np.append(hours, hours[-1]), np.arange(len(rows) + 1), rows, cmap=_around_zero(theme),
+        vmin=-3.0, vmax=3.0, rasterized=True,
     )  # fmt: skip
     lower.set_ylim(len(rows), 0)
     lower.set_yticks([])
@@ -183,9 +183,12 @@ def _spread(rows: Any, most: int) -> Any:
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]
 
 
-def _ramp(theme: Theme, colour: str) -> LinearSegmentedColormap:
-    """From the paper to a colour, and on towards the ink."""
-    return LinearSegmentedColormap.from_list("ramp", [theme.paper, _lifted(colour, theme), theme.ink])
+def _around_zero(theme: Theme) -> LinearSegmentedColormap:
+    """The paper at zero, one colour below it and one above it that ends in the ink."""
+    below, above = _lifted(_ACCENT, theme), _lifted(_SECOND, theme)
+    return LinearSegmentedColormap.from_list(
+        "around_zero", [(0, below), (0.5, theme.paper), (0.78, above), (1, theme.ink)]
+    )
 
 
 def _destinations(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
