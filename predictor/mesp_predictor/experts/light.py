@@ -6,21 +6,47 @@ Each gives a probability of activity; counts, once active, follow the function's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from pydantic import Field
 
-from mesp_predictor.experts.base import Context, Prediction, hurdle_quantiles
+from mesp.errors import InputError
+from mesp_predictor.experts.base import Context, Family, Prediction, Training, TrainingSet, hurdle_quantiles
+from mesp_predictor.experts.files import WEIGHTS_FILE, Settings, read_arrays, read_settings, write_expert
 from mesp_predictor.kernels import LONGEST_GAP
+from mesp_predictor.series import MAX_COUNT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mesp.types import FloatArray
+    from mesp_predictor.experts.base import IntArray
     from mesp_predictor.statistics import Statistics
 
 
 def _with_latest_counts(active: FloatArray, statistics: Statistics, levels: tuple[float, ...]) -> Prediction:
     positive, grid = statistics.positive_quantiles()
     return Prediction(hurdle_quantiles(active, positive, grid, levels), active)
+
+
+def above_hurdle(quantiles: FloatArray, active: FloatArray, levels: tuple[float, ...]) -> FloatArray:
+    """Quantiles of the whole count made to agree with the probability of activity, by the rule of `hurdle_quantiles`.
+
+    Args:
+        quantiles: invocations per step, (R, H, L), non-decreasing along L.
+        active: probability of at least one invocation, (R, H).
+        levels: L of them, ascending.
+
+    Returns:
+        (R, H, L) float32: 0 where the level is at most 1 - active, else a whole number of at least 1.
+    """
+    inside = (np.asarray(levels, np.float32) - 1 + active[..., None]) > 0
+    return np.where(inside, np.rint(quantiles).clip(1, MAX_COUNT), 0).astype(np.float32)
+
+
+class NoSettings(Settings):
+    """There is nothing to set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +66,17 @@ class SeasonalExpert:
         active = np.take_along_axis(shares, best[:, None, None], axis=2)[..., 0]
         return _with_latest_counts(np.clip(active, 0.001, 0.999), statistics, levels)
 
+    def save(self, directory: Path) -> None:
+        """Writes `config.json`; nothing is learned."""
+        write_expert(directory, self.name, NoSettings())
+
 
 @dataclass(frozen=True, slots=True)
 class IntermittentExpert:
-    """TSB (Teunter, Syntetos and Babai, EJOR 2011): smoothed probability of demand, the same for every step ahead."""
+    """TSB (Teunter, Syntetos and Babai, EJOR 2011): smoothed probability and size of demand, the same for every step ahead.
+
+    The latest positive counts give the size's spread; they are scaled so that their mean is TSB's smoothed size.
+    """
 
     name = "intermittent"
 
@@ -51,7 +84,24 @@ class IntermittentExpert:
         """Forecasts; shapes as in `Expert.predict`."""
         statistics = context.statistics
         active = np.repeat(np.clip(statistics.tsb[:, :1], 0.001, 0.999), horizon, axis=1)
-        return _with_latest_counts(active, statistics, levels)
+        latest, grid = statistics.positive_quantiles()
+        seen = statistics.active_steps[:, None] > 0
+        scale = np.where(seen, statistics.tsb[:, 1:] / latest.mean(axis=1, keepdims=True), 1)
+        return Prediction(hurdle_quantiles(active, np.maximum(latest * scale, 1), grid, levels), active)
+
+    def save(self, directory: Path) -> None:
+        """Writes `config.json`; nothing is learned."""
+        write_expert(directory, self.name, NoSettings())
+
+
+class HazardSettings(Settings):
+    """How far the hazard leans on its prior curves."""
+
+    strength: float = Field(2.0, gt=0, description="Gaps that a prior curve is worth against the function's own.")
+
+
+class _HazardConfig(HazardSettings):
+    longest_gap: int = Field(ge=LONGEST_GAP, le=LONGEST_GAP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +121,34 @@ class HazardExpert:
     def predict(self, context: Context, horizon: int, levels: tuple[float, ...]) -> Prediction:
         """Forecasts; shapes as in `Expert.predict`."""
         whole_fleet = len(self.curves) - 1
-        curve = np.where(context.cluster < 0, whole_fleet, context.cluster)
+        known = (context.cluster >= 0) & (context.cluster < whole_fleet)
+        curve = np.where(known, context.cluster, whole_fleet)
         active = context.statistics.renewal(self.curves, curve, self.strength, horizon)
         return _with_latest_counts(np.clip(active, 0.0005, 0.9995), context.statistics, levels)
 
+    def save(self, directory: Path) -> None:
+        """Writes `config.json` and the curves."""
+        config = _HazardConfig(strength=self.strength, longest_gap=LONGEST_GAP)
+        write_expert(directory, self.name, config, {"curves": self.curves})
 
-def fit_hazard(counts: FloatArray, labels: np.ndarray[tuple[int], np.dtype[np.int64]], clusters: int) -> HazardExpert:
+    @classmethod
+    def load(cls, directory: Path) -> HazardExpert:
+        """Reads what `save` wrote; raises `InputError` where a file or a key does not fit."""
+        config = read_settings(directory, cls.name, _HazardConfig)
+        curves = read_arrays(directory, {"curves": (None, LONGEST_GAP + 1)})["curves"]
+        if not ((curves > 0) & (curves < 1)).all():
+            raise InputError(f"{directory / WEIGHTS_FILE}: key curves must hold probabilities between 0 and 1")
+        return cls(curves, config.strength)
+
+
+def fit_hazard(counts: FloatArray, labels: IntArray, clusters: int, strength: float = 2.0) -> HazardExpert:
     """Learns the prior curves from a training set.
 
     Args:
-        counts: invocations per step, (N, M).
+        counts: invocations per step, (N, M); a missing one (NaN) counts as quiet.
         labels: cluster of each function, -1 for none, (N,).
         clusters: K.
+        strength: as in `HazardExpert`.
 
     Returns:
         An expert with K + 1 curves, each pooled over the gaps of its members (a function's gaps weigh
@@ -112,4 +178,43 @@ def fit_hazard(counts: FloatArray, labels: np.ndarray[tuple[int], np.dtype[np.in
     fleet = np.convolve(ended[-1], kernel, "same") / np.maximum(np.convolve(reached[-1], kernel, "same"), 1e-9)
     curves = (ended + 2 * np.where(reached[-1] > 0, fleet, 0.002)) / (reached + 2)
     curves[:, 0] = births / max(exposure, 1.0)
-    return HazardExpert(np.clip(curves, 1e-5, 0.999).astype(np.float32), strength=2.0)
+    return HazardExpert(np.clip(curves, 1e-5, 0.999).astype(np.float32), strength)
+
+
+def _load_seasonal(directory: Path) -> SeasonalExpert:
+    read_settings(directory, SeasonalExpert.name, NoSettings)
+    return SeasonalExpert()
+
+
+def _load_intermittent(directory: Path) -> IntermittentExpert:
+    read_settings(directory, IntermittentExpert.name, NoSettings)
+    return IntermittentExpert()
+
+
+def _fit_hazard(data: TrainingSet, settings: HazardSettings, training: Training) -> HazardExpert:
+    expert = fit_hazard(data.counts, data.cluster, data.clusters, settings.strength)
+    training.progress(1.0)
+    return expert
+
+
+SEASONAL: Final = Family(
+    name=SeasonalExpert.name,
+    settings=NoSettings,
+    smoke=NoSettings(),
+    fit=lambda _data, _settings, _training: SeasonalExpert(),
+    load=_load_seasonal,
+)
+INTERMITTENT: Final = Family(
+    name=IntermittentExpert.name,
+    settings=NoSettings,
+    smoke=NoSettings(),
+    fit=lambda _data, _settings, _training: IntermittentExpert(),
+    load=_load_intermittent,
+)
+HAZARD: Final = Family(
+    name=HazardExpert.name,
+    settings=HazardSettings,
+    smoke=HazardSettings(),
+    fit=_fit_hazard,
+    load=HazardExpert.load,
+)
