@@ -142,7 +142,7 @@ class SequenceExpert:
             "context": self.network.context,
             "activity": [self.activity.a, self.activity.b],
         }
-        weights = {key: value.clone() for key, value in self.network.state_dict().items()}  # tied ones apart
+        weights = _untied(self.network)
         temporary = directory / "model.tmp"
         save_file(weights, temporary)
         temporary.replace(directory / "model.safetensors")
@@ -274,9 +274,10 @@ def sequence_family(
     """
 
     def load(directory: Path) -> SequenceExpert:
-        if "kind" not in _read_config(directory):
-            return SequenceExpert(published(directory), Activity())
-        return _load(directory, rebuild)
+        with torch.random.fork_rng(devices=[]):  # networks are born with random weights
+            if "kind" not in read_config(directory):
+                return SequenceExpert(published(directory), Activity())
+            return _load(directory, rebuild)
 
     def fit(data: TrainingSet, settings: Settings, training: Training) -> SequenceExpert:
         with torch.random.fork_rng(devices=[]):
@@ -301,7 +302,8 @@ class _File(BaseModel):
     activity: tuple[float, float]
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: Path) -> dict[str, Any]:
+    """What `config.json` says; raises `InputError` where it is not readable as an object."""
     path = directory / "config.json"
     try:
         return TypeAdapter(dict[str, Any]).validate_json(path.read_text(encoding="utf-8"))
@@ -313,13 +315,12 @@ def _load(directory: Path, rebuild: Callable[[dict[str, Any], int], SequenceNetw
     """Reads what `SequenceExpert.save` wrote."""
     path = directory / "config.json"
     try:
-        config = _File.model_validate(_read_config(directory))
+        config = _File.model_validate(read_config(directory))
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}") from error
     try:
-        with torch.random.fork_rng(devices=[]):
-            network = rebuild(config.network, config.context)
+        network = rebuild(config.network, config.context)
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{path}: network does not describe a network of the kind {config.kind}: {error}") from error
     load_weights(network, directory / "model.safetensors")
@@ -336,8 +337,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not readable as safetensors: {error}") from error
-    expected = network.state_dict()
+    expected, untied = network.state_dict(), _untied(network)
     for key in sorted(expected.keys() | weights.keys()):
+        if key not in weights and key not in untied:
+            continue
         if key not in weights:
             raise InputError(f"{path}: key {key} is missing")
         if key not in expected:
@@ -347,4 +350,11 @@ def load_weights(network: nn.Module, path: Path) -> None:
             raise InputError(f"{path}: key {key} has shape {shapes}")
         if not weights[key].isfinite().all():
             raise InputError(f"{path}: key {key} holds NaN or infinity, must be finite")
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, strict=False)
+
+
+def _untied(network: nn.Module) -> dict[str, Tensor]:
+    """The weights under one name each: tied ones share their memory, which a file cannot tell."""
+    state = network.state_dict()
+    first = {value.data_ptr(): key for key, value in reversed(state.items())}
+    return {key: state[key].contiguous() for key in state if key in first.values()}
