@@ -5,7 +5,9 @@
     manifest.json                 format, version, grid, levels, experts in order, how it was trained and scored
     clusters.safetensors          centroids (K, B)
     router.safetensors            the gate (absent: Hedge)
-    experts/<name>/               config.json and, where there is something learned, model.safetensors
+    experts.json                  how every expert did in every cluster on held-out functions (absent: not trained)
+    experts/<name>/               config.json, and files of the family's own for what was learned
+    experts/<name>-<cluster>/     the same, fine-tuned for one cluster
 
 The version is a checksum over all other files and over what the manifest says of the model, so two directories of the
 same version are the same model.
@@ -26,22 +28,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mesp.errors import InputError
-from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert
-from mesp_predictor.experts.neural_hazard import Network, NeuralHazardExpert
-from mesp_predictor.experts.patchtst import PatchTSTExpert
-from mesp_predictor.kernels import LONGEST_GAP
+from mesp_predictor.experts.clustered import ClusteredExpert
+from mesp_predictor.experts.registry import load_expert
 from mesp_predictor.mixture import MixtureForecaster, Model
 from mesp_predictor.router import Gate, Router
-from mesp_predictor.statistics import FEATURES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mesp_predictor.experts.base import Expert
     from mesp_predictor.forecaster import Forecaster
 
 #: Raised by one when a reader of the former format would misread the directory.
-FORMAT = 1
+FORMAT = 2
 #: All that a model directory holds.
-_CONTENT = {"manifest.json", "clusters.safetensors", "router.safetensors", "experts"}
+_CONTENT = {"manifest.json", "clusters.safetensors", "router.safetensors", "experts.json", "experts"}
 
 
 class Manifest(BaseModel):
@@ -57,10 +58,14 @@ class Manifest(BaseModel):
     levels: tuple[float, ...]
     bin_steps: int = Field(ge=1)
     experts: tuple[str, ...]
+    tuned: dict[str, tuple[int, ...]] = {}
+    selected: tuple[int, ...] = ()
     training: dict[str, Any] = {}
 
 
-def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manifest:
+def save_model(
+    model: Model, directory: Path, training: dict[str, Any], table: Mapping[str, Any] | None = None
+) -> Manifest:
     """Writes the model to `directory`, replacing a model that is there; whatever fails leaves the old one as it was.
 
     A kill between the two last renames leaves no model there; the old one then stands in a directory beside it, whose
@@ -70,6 +75,7 @@ def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manif
         model: what to write; its version is set from the content.
         directory: where to; its parent is made if need be.
         training: provenance and scores, as they stand in the manifest.
+        table: how every expert did in every cluster, as `selection.Selection.table` gives it.
 
     Raises:
         InputError: the directory holds something that is not a model, or cannot be written.
@@ -79,7 +85,7 @@ def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manif
         directory.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
         try:
-            manifest = _write(model, fresh, training)
+            manifest = _write(model, fresh, training, table)
             fresh.chmod(0o755)
             _swap(fresh, directory)
         finally:
@@ -89,12 +95,16 @@ def save_model(model: Model, directory: Path, training: dict[str, Any]) -> Manif
     return manifest
 
 
-def _write(model: Model, directory: Path, training: dict[str, Any]) -> Manifest:
+def _write(model: Model, directory: Path, training: dict[str, Any], table: Mapping[str, Any] | None) -> Manifest:
     save_file({"centroids": torch.from_numpy(model.centroids).contiguous()}, directory / "clusters.safetensors")
     if model.router.gate is not None:
         save_file(model.router.gate.state_dict(), directory / "router.safetensors")
+    if table is not None:
+        (directory / "experts.json").write_text(json.dumps(table, indent=2) + "\n")
     for expert in model.experts:
-        _save_expert(expert, directory / "experts" / expert.name)
+        place = directory / "experts" / expert.name
+        place.mkdir(parents=True)
+        expert.save(place)
     manifest = Manifest(
         format=FORMAT,
         version="",
@@ -104,6 +114,8 @@ def _write(model: Model, directory: Path, training: dict[str, Any]) -> Manifest:
         levels=model.levels,
         bin_steps=model.bin_steps,
         experts=tuple(expert.name for expert in model.experts),
+        tuned={e.name: tuple(sorted(e.tuned)) for e in model.experts if isinstance(e, ClusteredExpert)},
+        selected=model.selected,
         training=training,
     )
     manifest.version = _version(directory, manifest)
@@ -137,7 +149,9 @@ def load_model(directory: Path) -> Model:
                 "incomplete or altered"
             )
         centroids = load_file(directory / "clusters.safetensors")["centroids"].numpy()
-        experts = tuple(_load_expert(name, directory / "experts" / name) for name in manifest.experts)
+        experts = tuple(
+            _load_expert(directory / "experts", name, manifest.tuned.get(name, ())) for name in manifest.experts
+        )
         return Model(
             version=manifest.version,
             step_ms=manifest.step_ms,
@@ -148,6 +162,7 @@ def load_model(directory: Path) -> Model:
             router=_load_router(directory / "router.safetensors", len(experts), len(centroids)),
             centroids=centroids,
             bin_steps=manifest.bin_steps,
+            selected=manifest.selected,
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{directory}: cannot be read as a model: {error}") from error
@@ -178,46 +193,13 @@ def read_manifest(directory: Path) -> Manifest:
         raise InputError(f"{path}: {key} = {first['input']!r}: {first['msg']}") from error
 
 
-def _save_expert(expert: Expert, directory: Path) -> None:
-    directory.mkdir(parents=True)
-    if isinstance(expert, PatchTSTExpert):
-        expert.save(directory)
-        return
-    config: dict[str, Any] = {"kind": expert.name}
-    if isinstance(expert, HazardExpert):
-        config |= {"strength": expert.strength, "longest_gap": LONGEST_GAP}
-        save_file({"curves": torch.from_numpy(expert.curves).contiguous()}, directory / "model.safetensors")
-    elif isinstance(expert, NeuralHazardExpert):
-        config |= {"features": FEATURES}
-        save_file(expert.network.state_dict(), directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _load_expert(name: str, directory: Path) -> Expert:
-    if name == PatchTSTExpert.name:
-        return PatchTSTExpert.load(directory)
-    config = json.loads((directory / "config.json").read_text())
-    if name == HazardExpert.name:
-        if config["longest_gap"] != LONGEST_GAP:
-            raise InputError(f"{directory}: longest_gap = {config['longest_gap']}, this version reads {LONGEST_GAP}")
-        return HazardExpert(load_file(directory / "model.safetensors")["curves"].numpy(), config["strength"])
-    if name == NeuralHazardExpert.name:
-        if tuple(config["features"]) != FEATURES:
-            raise InputError(
-                f"{directory}: was trained on other features than this version computes: train the model anew"
-            )
-        network = Network()
-        network.load_state_dict(load_file(directory / "model.safetensors"))
-        return NeuralHazardExpert(network.eval())
-    light: dict[str, Expert] = {SeasonalExpert.name: SeasonalExpert(), IntermittentExpert.name: IntermittentExpert()}
-    if name not in light:
-        raise InputError(f"{directory}: there is no expert {name!r}; known are {', '.join(_known())}")
-    return light[name]
-
-
-def _known() -> tuple[str, ...]:
-    experts = (SeasonalExpert, IntermittentExpert, HazardExpert, NeuralHazardExpert, PatchTSTExpert)
-    return tuple(str(expert.name) for expert in experts)
+def _load_expert(directory: Path, name: str, tuned: tuple[int, ...]) -> Expert:
+    whole = load_expert(directory / name)
+    if whole.name != name:
+        raise InputError(f"{directory / name}: holds an expert {whole.name!r}, must be {name!r}")
+    if not tuned:
+        return whole
+    return ClusteredExpert(whole, {cluster: load_expert(directory / f"{name}-{cluster}") for cluster in tuned})
 
 
 def _load_router(path: Path, experts: int, clusters: int) -> Router:

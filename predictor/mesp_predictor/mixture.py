@@ -44,6 +44,7 @@ class Model:
     Attributes:
         centroids: the clusters' shapes, (K, B).
         bin_steps: steps in one bin of a shape; a shape covers B * bin_steps steps.
+        selected: index of the best expert of each cluster, (K + 1,), last that of functions without one; empty: unknown.
     """
 
     version: str
@@ -55,6 +56,7 @@ class Model:
     router: routing.Router
     centroids: FloatArray
     bin_steps: int
+    selected: tuple[int, ...] = ()
 
     @property
     def context_length(self) -> int:

@@ -2,7 +2,8 @@
 
 The loss draws its own batch from the generator that it is given, so that the generator's state, the network's and the
 optimiser's are all there is to remember. They are written every so often under a temporary name and renamed: whenever
-the process dies, the next one goes on from the last whole state and ends with the same weights.
+the process dies, the next one goes on from the last whole state and ends with the same weights. Beside the best state,
+which is the result, the last one stays in `train_state.pt`, and `exams.json` lists what held-out loss was when.
 """
 
 from __future__ import annotations
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
-
-#: Training steps between two states on disk.
-SAVE_EVERY = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +73,17 @@ def fit_network(
     every = math.ceil(budget.steps / budget.exams)
     path = None if training.state is None else training.state / "train_state.pt"
     kept = _read(path) if path else None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=_devices(training)):
         torch.manual_seed(training.seed)
         if kept is None:
-            first, best, best_state = 1, _examined(network, exam), copy.deepcopy(network.state_dict())
+            first, exams = 1, [(0, _examined(network, exam))]
+            best_state = copy.deepcopy(network.state_dict())
         else:
-            first, best, best_state = kept["step"] + 1, kept["best"], kept["best_state"]
+            first, exams, best_state = kept["step"] + 1, kept["exams"], kept["best_state"]
             network.load_state_dict(kept["network"])
             optimizer.load_state_dict(kept["optimizer"])
             schedule.load_state_dict(kept["schedule"])
-            torch.set_rng_state(kept["torch_rng"])
+            _set_random_state(kept["torch_rng"], training)
             rng.bit_generator.state = json.loads(kept["rng"])
         for step in range(first, budget.steps + 1):
             network.train()
@@ -95,23 +94,41 @@ def fit_network(
             schedule.step()
             if step % every == 0 or step == budget.steps:
                 score = _examined(network, exam)
-                if score < best:
-                    best, best_state = score, copy.deepcopy(network.state_dict())
-            if path and step % SAVE_EVERY == 0:
+                if score < min(score for _, score in exams):
+                    best_state = copy.deepcopy(network.state_dict())
+                exams.append((step, score))
+            if path and (step % training.save_every == 0 or step == budget.steps):
                 state = {
                     "step": step,
-                    "best": best,
+                    "exams": exams,
                     "best_state": best_state,
                     "network": network.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
-                    "torch_rng": torch.get_rng_state(),
+                    "torch_rng": _random_state(training),
                     "rng": json.dumps(rng.bit_generator.state),
                 }
                 _write(path, state)
             training.progress(step / budget.steps)
+    if path:
+        path.with_name("exams.json").write_text(json.dumps(exams) + "\n")
     network.load_state_dict(best_state)
     return network.to("cpu").eval()
+
+
+def _devices(training: Training) -> list[torch.device]:
+    """The accelerators whose random state is torch's own business during a training."""
+    return [] if training.device == "cpu" else [torch.device(training.device)]
+
+
+def _random_state(training: Training) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in _devices(training))]
+
+
+def _set_random_state(state: list[torch.Tensor], training: Training) -> None:
+    torch.set_rng_state(state[0])
+    for device, its in zip(_devices(training), state[1:], strict=False):
+        torch.cuda.set_rng_state(its, device)
 
 
 def _examined(network: Network, exam: Callable[[Network], float]) -> float:
@@ -124,7 +141,8 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, temporary)
+        with temporary.open("wb") as file:  # given a path, torch turns a full disk into a riddle
+            torch.save(state, file)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: the training's state cannot be written ({error.strerror or error})") from error
@@ -133,7 +151,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """The last whole state; None where there is none. One that cannot be read is none either: the training starts over."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:

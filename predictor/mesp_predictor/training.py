@@ -1,42 +1,56 @@
-"""Training: a trace's counts in; clusters, experts, and the router that mixes them, out.
+"""Training: a trace's counts in; clusters, experts, the best of each cluster, and the router that mixes them, out.
 
-Functions are split once: experts learn from one part, the router from how the finished experts do on the other,
-which none of them has seen. In order: K-Shape over function-days; the hazard's prior curves per cluster; the neural
-hazard and PatchTST on all of the experts' part; a replay of the router's part, step by step as when serving, that
-records what the gate would have read and what then happened.
+What is done is a list of jobs (`pipeline`), each of which leaves its result in the run directory (`jobs`). Without a run
+directory of the caller's the same list runs in this process in a temporary one.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mesp.config import first_mistake
 from mesp.errors import InputError
-from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS
+from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, FunctionKey
+from mesp_predictor import pipeline
 from mesp_predictor import router as routing
-from mesp_predictor import shapes
-from mesp_predictor.experts.base import Context, Expert, IntArray
-from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert, fit_hazard
-from mesp_predictor.experts.neural_hazard import draw_samples, fit_neural_hazard
-from mesp_predictor.experts.patchtst import PatchTSTConfig, train_patchtst
+from mesp_predictor.experts import registry
+from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert
+from mesp_predictor.jobs import Job, inline, run_jobs
 from mesp_predictor.kernels import LONGEST_GAP
-from mesp_predictor.mixture import CLUSTER_EVERY, WINDOW, Model, ask, binned, look_up
-from mesp_predictor.statistics import Statistics
+from mesp_predictor.mixture import Model
+from mesp_predictor.threads import torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mesp.types import FloatArray
+    from mesp_predictor.jobs import Engine
 
     Progress = Callable[[str, float], None]
 
-#: Steps ahead (from 0) at which the gate is judged.
-JUDGED_STEPS = (0, 1, 4, 14)
-#: A series' scale never falls below this many invocations a step.
-SCALE_FLOOR = 0.01
+#: Families that are trained when nobody says; those of foundation models are asked for by name.
+DEFAULT_EXPERTS = (
+    "seasonal",
+    "seasonal_empirical",
+    "intermittent",
+    "moving_window",
+    "hazard",
+    "linear",
+    "fft",
+    "gbm",
+    "neural_hazard",
+    "patchtst",
+)
+#: Functions of a smoke run.
+SMOKE_FUNCTIONS = 40
 
 
 class TrainingConfig(BaseModel):
@@ -51,30 +65,92 @@ class TrainingConfig(BaseModel):
     day_steps: int = Field(1440, ge=60, description="Steps in one day, the unit of clustering.")
     default_horizon: int = Field(15, ge=1, le=60)
     max_horizon: int = Field(60, ge=15, le=240)
-    samples: int = Field(2_000_000, ge=1_000, description="Samples for the neural hazard, at most.")
-    epochs: int = Field(6, ge=1)
-    patchtst: PatchTSTConfig = PatchTSTConfig()
+    experts: dict[str, dict[str, Any]] = Field(
+        {name: {} for name in DEFAULT_EXPERTS},
+        description="Families of experts and what differs from their settings' defaults. `pretrained: DIR` takes "
+        "published weights as they are, with `tune: true` trained on on this data.",
+    )
+    tune: bool = Field(True, description="Fine-tune experts for each cluster; kept where that is better beyond doubt.")
     router_share: float = Field(0.25, gt=0, lt=1, description="Share of functions kept for the router.")
     router_functions: int = Field(300, ge=1, description="Functions replayed for the router, at most.")
+    router_steps: int = Field(2880, ge=60, description="Steps replayed for the router, at most: the trace's last.")
     router_every: int = Field(5, ge=1, description="Steps between two of the router's samples.")
     router_epochs: int = Field(12, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Of networks; auto: cuda where there is one.")
+    save_every: int = Field(200, ge=1, description="Training steps of a network between two of its states on disk.")
 
     @model_validator(mode="after")
-    def _horizons_fit(self) -> TrainingConfig:
-        if not self.default_horizon <= self.max_horizon <= self.patchtst.max_horizon:
+    def _is_consistent(self) -> TrainingConfig:
+        if self.default_horizon > self.max_horizon:
             raise ValueError(
-                f"max_horizon = {self.max_horizon} must be at least default_horizon = {self.default_horizon} "
-                f"and at most patchtst.max_horizon = {self.patchtst.max_horizon}"
+                f"default_horizon = {self.default_horizon} must be at most max_horizon = {self.max_horizon}"
             )
+        if self.day_steps % self.bin_steps:
+            raise ValueError(f"day_steps = {self.day_steps} must be a multiple of bin_steps = {self.bin_steps}")
+        if not self.experts:
+            raise ValueError(f"experts is empty, must name at least one of {', '.join(registry.names())}")
+        for name in self.experts:
+            if name not in registry.names():
+                raise ValueError(f"unknown key experts.{name}, allowed are {', '.join(registry.names())}")
         return self
 
+    def plans(self) -> tuple[pipeline.Plan, ...]:
+        """How each expert comes about; the libraries of its family are loaded.
 
-#: A model in about a minute on two cores, for the demo and a first look.
+        Raises:
+            InputError: a family's settings are not allowed, or it is not installed; names key, value and what is.
+        """
+        return tuple(self._plan(name, dict(said)) for name, said in self.experts.items())
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings as JSON holds them, those of the families with their defaults."""
+        experts = {
+            plan.name: {
+                **plan.settings.model_dump(mode="json"),
+                **({"pretrained": str(plan.pretrained), "tune": plan.adapt} if plan.pretrained else {}),
+            }
+            for plan in self.plans()
+        }
+        return {**self.model_dump(mode="json"), "experts": experts}
+
+    def smoke(self) -> TrainingConfig:
+        """The same families with budgets of seconds."""
+        kept = ("pretrained", "tune")
+        experts = {
+            name: {**registry.family(name).smoke.model_dump(), **{key: said[key] for key in kept if key in said}}
+            for name, said in self.experts.items()
+        }
+        budget = {"clusters": 2, "kshape": "batched", "router_functions": 8, "router_steps": 120, "router_epochs": 2}
+        return self.model_copy(update={**budget, "experts": experts})
+
+    def _plan(self, name: str, said: dict[str, Any]) -> pipeline.Plan:
+        kind = registry.family(name)
+        where = said.pop("pretrained", None)
+        adapt = said.pop("tune", False) if where is not None else False
+        if where is not None and not (isinstance(where, str) and Path(where).is_dir()):
+            raise InputError(f"experts.{name}.pretrained = {where!r}, must be the directory of an expert's files")
+        if not isinstance(adapt, bool):
+            raise InputError(f"experts.{name}.tune = {adapt!r}, must be true or false")
+        if adapt and kind.tune is None:
+            raise InputError(f"experts.{name}.tune = true, must be false: this family is not trained on")
+        try:
+            settings = kind.settings.model_validate(said)
+        except ValidationError as error:
+            raise InputError(first_mistake(error, kind.settings, f"experts.{name}")) from error
+        zero_shot = where is not None and not adapt
+        tune = self.tune and kind.tune is not None and not zero_shot
+        return pipeline.Plan(name, settings, Path(where).absolute() if where else None, adapt, tune)
+
+
+#: A model in about a minute on one core, for the demo and a first look.
 QUICK = TrainingConfig(
     kshape="batched",  # tslearn compiles its loops anew in every process
-    samples=400_000,
-    epochs=4,
-    patchtst=PatchTSTConfig(training_steps=300),
+    experts={
+        **{name: {} for name in DEFAULT_EXPERTS},
+        "neural_hazard": {"samples": 400_000, "epochs": 4},
+        "patchtst": {"training_steps": 300},
+    },
+    tune=False,
     router_functions=80,
     router_every=4,
 )
@@ -82,70 +158,72 @@ QUICK = TrainingConfig(
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A model and how its parts did on the router's functions (next step, second half of the replay).
+    """A model and how its parts did on the held-out functions.
 
     Attributes:
-        log_loss: of activity in the next step, by expert and for the `mixture`, whose gate has learned from these very
-            samples: its number flatters.
+        log_loss: of activity in the next step, second half of the replay, by expert and for the `mixture`, whose gate
+            has learned from these very samples: its number flatters.
+        table: every expert in every cluster, as `selection.Selection.table`.
         cluster_sizes: function-days in each cluster.
         routed_away: function-days without a shape, by reason.
     """
 
     model: Model
     log_loss: dict[str, float]
+    table: dict[str, Any]
     cluster_sizes: tuple[int, ...]
     routed_away: dict[str, int]
 
 
-def train(counts: FloatArray, start_step: int, config: TrainingConfig, progress: Progress) -> Trained:
+def train(
+    counts: FloatArray,
+    start_step: int,
+    config: TrainingConfig,
+    progress: Progress,
+    *,
+    keys: tuple[FunctionKey, ...] | None = None,
+    run: Path | None = None,
+    engine: Engine | None = None,
+) -> Trained:
     """Trains a model.
 
     Args:
         counts: invocations per step, (N, M), NaN where missing; at least one day and 16 functions.
         start_step: absolute index of the first column's step, for the clock's phase.
         config: sizes, budgets and the seed.
-        progress: told the stage and its share done.
+        progress: told names of jobs and their share done.
+        keys: the functions' names; None: all of different owners.
+        run: directory that keeps what is done, for the next call with the same data and settings to go on from; None:
+            a temporary one.
+        engine: where the jobs run; None: one by one in this process.
 
     Raises:
-        InputError: too few functions or steps.
+        InputError: too few functions or steps, settings that are not allowed, or the run directory cannot be written.
     """
     if len(counts) < 16 or counts.shape[1] < config.day_steps:
         raise InputError(
             f"the training trace has {len(counts)} functions and {counts.shape[1]} steps, "
             f"needed are at least 16 functions and {config.day_steps} steps"
         )
-    rng = np.random.default_rng(config.seed)
-    order = rng.permutation(len(counts))
-    held = order[: max(4, min(int(config.router_share * len(counts)), config.router_functions))]
-    taught = np.setdiff1d(order, held)
+    plans = config.plans()
+    keys = keys or tuple(FunctionKey(str(row), "app/function") for row in range(len(counts)))
+    scratch = tempfile.TemporaryDirectory(prefix="mesp-training-") if run is None else nullcontext(run)
+    with scratch as directory, torch_threads(1):
+        place = Path(directory)
+        here = inline(progress)
+        run_jobs([Job("data", pipeline.keep_data, (counts, start_step, keys, config))], place, here, lambda *_: None)
+        run_jobs(pipeline.plan_jobs(plans, config), place, engine or here, progress)
+        return _assembled(place / "jobs", plans, config)
 
-    progress("clusters", 0)
-    clusters, labels, routed_away = _cluster(counts[taught], config)
-    hazard = fit_hazard(counts[taught], labels, clusters.k)
-    samples = draw_samples(counts[taught], start_step, config.max_horizon, config.seed, config.samples)
-    neural = fit_neural_hazard(samples, config.seed, config.epochs, lambda share: progress("neural_hazard", share))
-    del samples
-    patchtst = train_patchtst(
-        np.nan_to_num(counts[taught]), config.patchtst, config.seed, lambda share, _message: progress("patchtst", share)
-    )
-    experts: tuple[Expert, ...] = (SeasonalExpert(), IntermittentExpert(), hazard, neural, patchtst)
-    replayed = _replay(experts, clusters.centroids, counts[held], start_step, config, progress)
-    gate = routing.fit_gate(
-        replayed, clusters.k, DEFAULT_LEVELS, config.seed, config.router_epochs, lambda share: progress("router", share)
-    )
-    model = Model(
-        version="unsaved",
-        step_ms=DEFAULT_STEP_MS,
-        default_horizon=config.default_horizon,
-        max_horizon=config.max_horizon,
-        levels=DEFAULT_LEVELS,
-        experts=experts,
-        router=routing.Router(gate),
-        centroids=clusters.centroids,
-        bin_steps=config.bin_steps,
-    )
-    sizes = tuple(np.bincount(clusters.labels, minlength=clusters.k).tolist())
-    return Trained(model, _log_losses(experts, gate, replayed), sizes, routed_away)
+
+def smoke_data(counts: FloatArray, config: TrainingConfig) -> FloatArray:
+    """The last day of some functions, from the quietest to the busiest."""
+    last = counts[:, -config.day_steps :]
+    order = np.argsort(np.nan_to_num(last).sum(axis=1), kind="stable")
+    alive = order[np.nan_to_num(last[order]).any(axis=1)]
+    chosen = alive if len(alive) >= SMOKE_FUNCTIONS else order[-SMOKE_FUNCTIONS:]
+    spread = np.linspace(0, len(chosen) - 1, min(SMOKE_FUNCTIONS, len(chosen))).astype(np.int64)
+    return np.asarray(last[np.sort(chosen[spread])])
 
 
 def untrained_model() -> Model:
@@ -165,79 +243,22 @@ def untrained_model() -> Model:
     )
 
 
-def _cluster(counts: FloatArray, config: TrainingConfig) -> tuple[shapes.Clusters, IntArray, dict[str, int]]:
-    """K-Shape over function-days; a function's label is its last shaped day's, -1 where no day has a shape."""
-    series, function = shapes.bin_days(np.nan_to_num(counts), config.bin_steps, config.day_steps)
-    kinds = shapes.route_away(series, function)
-    shaped = kinds == shapes.Kind.SHAPED.value
-    if shaped.sum() < 2:
-        raise InputError(
-            f"only {int(shaped.sum())} function-days of the training trace have a shape, needed are at least 2"
-        )
-    clusters = shapes.kshape(series[shaped], min(config.clusters, int(shaped.sum())), config.seed, engine=config.kshape)
-    labels = np.full(len(counts), -1, np.int64)
-    labels[function[shaped]] = clusters.labels
-    away = {kind.value: int((kinds == kind.value).sum()) for kind in shapes.Kind if kind is not shapes.Kind.SHAPED}
-    return clusters, labels, away
-
-
-def _replay(
-    experts: tuple[Expert, ...],
-    centroids: FloatArray,
-    counts: FloatArray,
-    start_step: int,
-    config: TrainingConfig,
-    progress: Progress,
-) -> routing.GateSamples:
-    """What the gate would have read at every `router_every`-th step, and what then happened."""
-    functions, steps = counts.shape
-    statistics = Statistics.empty(functions, start_step)
-    losses = routing.new_losses(functions, len(experts))
-    cluster, distances = np.full(functions, -1), np.ones((functions, len(centroids)), np.float32)
-    padded = np.pad(counts, ((0, 0), (max(WINDOW, config.day_steps), 0)))
-    offset = padded.shape[1] - steps
-    ahead = np.array([h for h in JUDGED_STEPS if h < config.default_horizon])
-    inputs, forecasts, quantiles, happened = [], [], [], []
-    for t in range(steps):
-        if t % CLUSTER_EVERY == 0 and t:
-            window = padded[:, t + offset - config.day_steps : t + offset]
-            cluster, distances = look_up(binned(np.nan_to_num(window), config.bin_steps), centroids)
-        sampled = t % config.router_every == 0
-        context = Context(
-            start_step + t, np.nan_to_num(padded[:, t + offset - WINDOW : t + offset]), statistics, cluster
-        )
-        predictions = ask(experts, context, config.default_horizon if sampled else 1, DEFAULT_LEVELS)
-        forecast = np.stack([p.active[:, 0] for p in predictions], axis=1)
-        if sampled and t + ahead[-1] < steps:
-            inputs.append(routing.gate_inputs(statistics.features(1)[:, 0], forecast, losses, distances))
-            forecasts.append(np.stack([p.active[:, ahead] for p in predictions], axis=1))
-            quantiles.append(np.stack([p.quantiles[:, ahead] for p in predictions], axis=1))
-            happened.append(counts[:, t + ahead])
-        routing.score(losses, forecast, counts[:, t] > 0, ~np.isnan(counts[:, t]) & (statistics.gap > 0))
-        statistics.update(counts[:, t])
-        if t % 10 == 0:
-            progress("router replay", t / steps)
-    scale = np.maximum(np.nan_to_num(np.nanmean(np.abs(np.diff(counts, axis=1)), axis=1)), SCALE_FLOOR)
-    return routing.GateSamples(
-        np.concatenate(inputs),
-        np.concatenate(forecasts),
-        np.concatenate(quantiles),
-        np.concatenate(happened),
-        np.tile(scale, len(inputs)).astype(np.float32),
-        np.tile(np.arange(functions), len(inputs)),
+def _assembled(results: Path, plans: tuple[pipeline.Plan, ...], config: TrainingConfig) -> Trained:
+    """The model, from what the jobs left."""
+    centroids, selection = pipeline.read_centroids(results), pipeline.read_selection(results)
+    experts = tuple(pipeline.read_expert(results, plan.name, selection.kept.get(plan.name, ())) for plan in plans)
+    model = Model(
+        version="unsaved",
+        step_ms=DEFAULT_STEP_MS,
+        default_horizon=config.default_horizon,
+        max_horizon=config.max_horizon,
+        levels=DEFAULT_LEVELS,
+        experts=experts,
+        router=routing.Router(pipeline.read_gate(results, len(experts), len(centroids))),
+        centroids=centroids,
+        bin_steps=config.bin_steps,
+        selected=selection.selected,
     )
-
-
-def _log_losses(experts: tuple[Expert, ...], gate: routing.Gate, samples: routing.GateSamples) -> dict[str, float]:
-    """Next-step log loss by expert and of the mixture, over the second half of the replay."""
-    half = slice(len(samples.inputs) // 2, None)
-    count = samples.counts[half, 0]
-    known = ~np.isnan(count)
-    active = count[known] > 0
-    odds = routing.logit(samples.forecast[half, :, 0])[known]
-    weights = routing.gate_weights(gate, samples.inputs[half][known])
-    columns = {expert.name: odds[:, i] for i, expert in enumerate(experts)}
-    columns["mixture"] = (odds * weights).sum(axis=1)
-    return {
-        name: float(np.where(active, np.logaddexp(0, -o), np.logaddexp(0, o)).mean()) for name, o in columns.items()
-    }
+    clusters = json.loads((results / "clusters" / "clusters.json").read_text())
+    log_loss = json.loads((results / "gate" / "log_loss.json").read_text())
+    return Trained(model, log_loss, selection.table, tuple(clusters["sizes"]), clusters["routed_away"])

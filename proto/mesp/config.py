@@ -46,13 +46,18 @@ def load_config(path: Path, model: type[Model]) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        raise InputError(f"{path}: {_sentence(details[0], model)}{more}") from error
+        raise InputError(f"{path}: {first_mistake(error, model)}") from error
 
 
-def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+def first_mistake(error: ValidationError, model: type[BaseModel], within: str = "") -> str:
+    """The first mistake in one clause, and how many more there are; keys are told as below the key `within`."""
+    details = error.errors(include_url=False)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return _sentence(details[0], model, within) + more
+
+
+def _sentence(detail: ErrorDetails, model: type[BaseModel], within: str) -> str:
+    key = ".".join(str(part) for part in (within, *detail["loc"]) if part != "")
     if detail["type"] == "extra_forbidden":
         parent, _ = _field(model, detail["loc"][:-1])
         return f"unknown key {key}, allowed are {', '.join(parent.model_fields)}"

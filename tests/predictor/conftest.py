@@ -97,30 +97,32 @@ def tiny_fleet() -> FloatArray:
 @pytest.fixture(scope="session")
 def tiny_config() -> TrainingConfig:
     """Budgets that train in seconds."""
-    from mesp_predictor.experts.patchtst import PatchTSTConfig  # noqa: PLC0415  most tests need no torch
-    from mesp_predictor.training import TrainingConfig  # noqa: PLC0415
+    from mesp_predictor.training import TrainingConfig  # noqa: PLC0415  most tests need no torch
 
-    patchtst = PatchTSTConfig(context=64, d_model=8, heads=2, layers=1, feed_forward=8, training_steps=2, batch=8)
+    patchtst = {"context": 64, "d_model": 8, "heads": 2, "layers": 1, "feed_forward": 8, "batch": 8}
     return TrainingConfig(
         clusters=2,
+        kshape="batched",  # tslearn compiles for half a minute before it starts
         day_steps=240,
-        samples=20_000,
-        epochs=5,
-        patchtst=patchtst,
+        experts={
+            "seasonal": {},
+            "intermittent": {},
+            "hazard": {},
+            "neural_hazard": {"samples": 20_000, "epochs": 5, "tuning_epochs": 1},
+            "patchtst": {**patchtst, "training_steps": 3, "tuning_steps": 2},
+        },
         router_functions=8,
         router_every=2,
         router_epochs=6,
+        save_every=2,
     )
 
 
 @pytest.fixture(scope="session")
 def tiny_training(tiny_fleet: FloatArray, tiny_config: TrainingConfig) -> tuple[Trained, list[tuple[str, float]]]:
     """A model trained on the tiny fleet, and the progress that was told."""
-    from mesp_predictor import shapes  # noqa: PLC0415
     from mesp_predictor.training import train  # noqa: PLC0415
 
     told: list[tuple[str, float]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "TSLEARN_MAX_WORK", 0)  # tslearn compiles for half a minute before it starts
-        trained = train(tiny_fleet, 28_000_000, tiny_config, lambda stage, share: told.append((stage, share)))
+    trained = train(tiny_fleet, 28_000_000, tiny_config, lambda stage, share: told.append((stage, share)))
     return trained, told

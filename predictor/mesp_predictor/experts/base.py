@@ -112,12 +112,14 @@ class Training:
         progress: told the share done, in [0, 1].
         state: directory for what lets the training go on after a kill; None: it starts over.
         device: torch's name of the device, `cpu` or `cuda`.
+        save_every: training steps of a network between two of its states on disk.
     """
 
     seed: int
     progress: Callable[[float], None] = lambda _share: None
     state: Path | None = None
     device: str = "cpu"
+    save_every: int = 200
 
 
 @dataclass(frozen=True, slots=True)

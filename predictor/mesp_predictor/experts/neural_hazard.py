@@ -7,27 +7,50 @@ from a replay of the training trace: log loss of activity plus quantile loss of 
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from mesp_predictor.experts.base import Context, Prediction, hurdle_quantiles
+from mesp.errors import InputError
+from mesp_predictor.experts.base import Context, Family, Prediction, hurdle_quantiles
+from mesp_predictor.losses import quantile_loss
 from mesp_predictor.statistics import FEATURES, Statistics
+from mesp_predictor.trainer import Budget, fit_network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
     from mesp.types import FloatArray
+    from mesp_predictor.experts.base import Training, TrainingSet
 
 #: Levels of the count given activity that the network gives.
 GRID = np.array([0.0, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.95, 1.0], np.float32)
 _TRAINED = np.clip(GRID, 0.005, 0.995)  # the ends of the grid are trained as near ends: extremes have no quantile loss
 _POSITIVE_MEAN = FEATURES.index("log_positive_mean")
 _BATCH = 65_536  # rows a forward pass
+_SMALLEST_BATCH, _LARGEST_BATCH = 64, 4096
+
+
+class NeuralHazardSettings(BaseModel):
+    """How the network is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(2_000_000, ge=1_000, description="Samples, at most, in expectation: memory and time.")
+    epochs: int = Field(6, ge=1)
+    learning_rate: float = Field(4e-3, gt=0)
+    tuning_epochs: int = Field(3, ge=1, description="Of training on for one cluster.")
+    tuning_rate: float = Field(5e-4, gt=0)
+    validation_share: float = Field(0.05, gt=0, lt=1, description="Share of functions that pick the best state.")
 
 
 class Network(nn.Module):
@@ -74,6 +97,12 @@ class NeuralHazardExpert:
         quantiles = hurdle_quantiles(active.reshape(-1, 1), positive, GRID, levels)
         return Prediction(quantiles.reshape(*active.shape, len(levels)), active)
 
+    def save(self, directory: Path) -> None:
+        """Writes `config.json` with the features that it reads, and `model.safetensors`."""
+        save_file(self.network.state_dict(), directory / "model.safetensors")
+        config = {"kind": self.name, "features": FEATURES}
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:
@@ -100,7 +129,7 @@ def draw_samples(counts: FloatArray, start_step: int, max_horizon: int, seed: in
     functions, steps = counts.shape
     statistics = Statistics.empty(functions, start_step)
     share = min(1.0, 0.5 * limit / (functions * steps))
-    features, targets, weights = [], [], []
+    features, targets, weights = [np.zeros((0, len(FEATURES)), np.float32)], [counts[0, :0]], [counts[0, :0]]
     for t in range(steps):
         for horizon, kept in ((1, share), (min(15, max_horizon), share / 25), (max_horizon, share / 200)):
             rows = np.flatnonzero(rng.random(functions) < kept)
@@ -116,44 +145,108 @@ def draw_samples(counts: FloatArray, start_step: int, max_horizon: int, seed: in
     return Samples(np.concatenate(features), np.concatenate(targets), np.concatenate(weights))
 
 
-def fit_neural_hazard(
-    samples: Samples,
-    seed: int,
-    epochs: int = 6,
-    progress: Callable[[float], None] = lambda _share: None,
-    network: Network | None = None,
-    rate: float = 4e-3,
+def fit(data: TrainingSet, settings: NeuralHazardSettings, training: Training) -> NeuralHazardExpert:
+    """Trains a network on samples of all functions; a share of the functions is kept aside to pick the best state.
+
+    Raises:
+        InputError: fewer than 2 functions, or none was ever invoked.
+    """
+    samples, held = _split(data, settings, training.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        network = Network()
+    features = torch.from_numpy(samples.features)
+    network.mean.copy_(features.mean(0))
+    network.spread.copy_(features.std(0, correction=0) + 1e-3)
+    return train_on(network, samples, held, settings.epochs, settings.learning_rate, training)
+
+
+def tune(
+    expert: NeuralHazardExpert, data: TrainingSet, settings: NeuralHazardSettings, training: Training
 ) -> NeuralHazardExpert:
-    """Trains the network (or trains `network` on, leaving its scaling as it is) by AdamW with a one-cycle rate."""
-    generator = torch.Generator().manual_seed(seed)
-    features, counts = torch.from_numpy(samples.features), torch.from_numpy(samples.counts)
-    weights = torch.from_numpy(samples.weights)
-    if network is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = Network()
-        network.mean.copy_(features.mean(0))
-        network.spread.copy_(features.std(0) + 1e-3)
-    levels = torch.from_numpy(_TRAINED)
-    batch = min(4096, max(64, len(features) // 16), len(features))
-    steps = max(1, epochs * (len(features) // batch))
-    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
-    order = torch.randperm(len(features), generator=generator)
-    for step in range(steps):
-        at = step * batch % (len(features) - batch + 1)
-        if at < batch:
-            order = torch.randperm(len(features), generator=generator)
-        rows = order[at : at + batch]
-        logit, log_counts = network(features[rows])
-        active = (counts[rows] > 0).float()
-        error = torch.log1p(counts[rows])[:, None] - log_counts
-        pinball = torch.maximum(levels * error, (levels - 1) * error).mean(1)
-        loss = functional.binary_cross_entropy_with_logits(logit, active, reduction="none") + active * pinball
-        optimizer.zero_grad()
-        (loss * weights[rows]).mean().backward()
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0:
-            progress(step / steps)
+    """Trains a copy on, with its scaling as it is; arguments and errors as of `fit`."""
+    samples, held = _split(data, settings, training.seed)
+    network = copy.deepcopy(expert.network)
+    return train_on(network, samples, held, settings.tuning_epochs, settings.tuning_rate, training)
+
+
+def train_on(
+    network: Network, samples: Samples, held: Samples, epochs: int, rate: float, training: Training
+) -> NeuralHazardExpert:
+    """Trains a network on samples, in place; the state that did best on those held out is kept."""
+    lesson, exam = _tensors(samples, training.device), _tensors(held, training.device)
+    batch = min(_LARGEST_BATCH, max(_SMALLEST_BATCH, len(samples.counts) // 16))
+
+    def loss(network: Network, rng: np.random.Generator) -> torch.Tensor:
+        rows = torch.from_numpy(rng.integers(0, len(samples.counts), batch))
+        return _loss(network, *(part[rows] for part in lesson))
+
+    def examined(network: Network) -> float:
+        return float(_loss(network, *exam))
+
+    steps = max(1, epochs * len(samples.counts) // batch)
+    return NeuralHazardExpert(fit_network(network, loss, examined, Budget(steps, rate), training))
+
+
+def load(directory: Path) -> NeuralHazardExpert:
+    """Reads what `save` wrote.
+
+    Raises:
+        InputError: a file is missing or damaged, or the network was trained on other features.
+    """
+    path = directory / "config.json"
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        weights = load_file(directory / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{directory}: not readable as a neural hazard: {error}") from error
+    if not isinstance(config, dict) or tuple(config.get("features", ())) != FEATURES:
+        raise InputError(f"{path}: features are others than this version computes: train the model anew")
+    network = Network()
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{directory / 'model.safetensors'}: {' '.join(str(error).split())}") from error
     return NeuralHazardExpert(network.eval())
+
+
+def _split(data: TrainingSet, settings: NeuralHazardSettings, seed: int) -> tuple[Samples, Samples]:
+    """Samples to learn from, and of the functions kept aside."""
+    functions = len(data.counts)
+    if functions < 2:
+        raise InputError(f"neural_hazard: functions to learn from = {functions}, must be at least 2")
+    kept = min(max(round(settings.validation_share * functions), 1), functions - 1)
+    order = np.random.default_rng(seed).permutation(functions)
+    parts = []
+    for rows in (np.sort(order[kept:]), np.sort(order[:kept])):
+        limit = max(1, settings.samples * len(rows) // functions)
+        parts.append(draw_samples(data.counts[rows], data.start_step, data.max_horizon, seed, limit))
+    taught, held = parts
+    if not len(taught.counts):
+        raise InputError("neural_hazard: none of the functions to learn from was ever invoked")
+    return taught, held if len(held.counts) else taught  # where only the functions kept aside are dead
+
+
+def _tensors(samples: Samples, device: str) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(part).to(device) for part in (samples.features, samples.counts, samples.weights))
+
+
+def _loss(network: Network, features: torch.Tensor, counts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of the log loss of activity plus the quantile loss of log(1 + count) where active."""
+    logit, log_counts = network(features)
+    active = (counts > 0).float()
+    pinball = quantile_loss(torch.log1p(counts), log_counts, log_counts.new_tensor(_TRAINED)).mean(1)
+    loss: torch.Tensor = functional.binary_cross_entropy_with_logits(logit, active, reduction="none")
+    loss = loss + active * pinball
+    return (loss * weights).mean()
+
+
+#: The family of experts.
+NEURAL_HAZARD = Family(
+    name=NeuralHazardExpert.name,
+    settings=NeuralHazardSettings,
+    smoke=NeuralHazardSettings(samples=10_000, epochs=1, tuning_epochs=1),
+    fit=fit,
+    load=load,
+    tune=tune,
+)

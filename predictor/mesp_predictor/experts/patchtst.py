@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -16,23 +15,23 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mesp.errors import InputError
-from mesp_predictor.experts.base import Prediction, hurdle_quantiles
+from mesp_predictor.experts.base import Family, Prediction, hurdle_quantiles
 from mesp_predictor.experts.patchtst_network import GRID, PatchTSTConfig, PatchTSTNetwork, window_scale
 from mesp_predictor.losses import quantile_loss
 from mesp_predictor.series import MAX_COUNT
+from mesp_predictor.trainer import Budget, fit_network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from mesp.types import FloatArray
-    from mesp_predictor.experts.base import Context
+    from mesp_predictor.experts.base import Context, Training, TrainingSet
 
-__all__ = ["PatchTSTConfig", "PatchTSTExpert", "train_patchtst"]
+__all__ = ["PATCHTST", "PatchTSTConfig", "PatchTSTExpert", "fit", "tune"]
 
 #: Windows in one pass through the network.
 CHUNK: Final = 512
@@ -41,8 +40,7 @@ CHUNK: Final = 512
 NEAR: Final = 15
 FAR_DRAWN: Final = 8
 
-#: How often in a training the held-out functions are asked, and with how many batches of `CHUNK` windows.
-EXAMS: Final = 10
+#: Batches of `CHUNK` windows in one exam on held-out functions.
 EXAM_BATCHES: Final = 2
 
 #: Version of the checkpoint's layout and of the features that its weights expect.
@@ -59,6 +57,11 @@ class PatchTSTExpert:
 
     def __init__(self, network: PatchTSTNetwork) -> None:
         self._network = network.eval().requires_grad_(requires_grad=False)
+
+    @property
+    def network(self) -> PatchTSTNetwork:
+        """What was trained."""
+        return self._network
 
     @property
     def config(self) -> PatchTSTConfig:
@@ -93,15 +96,10 @@ class PatchTSTExpert:
         return Prediction(quantiles, active)
 
     def save(self, directory: Path) -> None:
-        """Writes `config.json` and `model.safetensors` into the directory, each under a temporary name first."""
-        directory.mkdir(parents=True, exist_ok=True)
-        weights, config = directory / _WEIGHTS_FILE, directory / _CONFIG_FILE
-        temporary = weights.with_suffix(".tmp")
-        save_file(self._network.state_dict(), temporary)
-        temporary.replace(weights)
-        temporary = config.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"format": FORMAT, **self.config.model_dump()}, indent=2) + "\n")
-        temporary.replace(config)
+        """Writes `config.json` and `model.safetensors` into the directory."""
+        config = {"kind": self.name, "format": FORMAT, **self.config.model_dump()}
+        save_file(self._network.state_dict(), directory / _WEIGHTS_FILE)
+        (directory / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> PatchTSTExpert:
@@ -138,6 +136,7 @@ def _read_config(path: Path) -> PatchTSTConfig:
         raise InputError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise InputError(f"{path}: must be an object with format = {FORMAT}")
+    content.pop("kind", None)
     try:
         return PatchTSTConfig.model_validate(content)
     except ValidationError as error:
@@ -153,36 +152,55 @@ def _window(counts: FloatArray, context: int) -> FloatArray:
     return np.ascontiguousarray(np.pad(recent, ((0, 0), (missing, 0))) if missing else recent, np.float32)
 
 
-def train_patchtst(
-    series: FloatArray, config: PatchTSTConfig, seed: int, progress: Callable[[float, str], None] | None = None
-) -> PatchTSTExpert:
-    """Trains one network on random windows of all series; torch's global random state is left as it was.
+def fit(data: TrainingSet, settings: PatchTSTConfig, training: Training) -> PatchTSTExpert:
+    """Trains one network on random windows of all functions; torch's global random state is left as it was.
 
-    Every training step draws `config.batch` windows, each of a random function at a random time: the loss is the log loss
-    of activity plus the weighted quantile loss of the positive part in the transformed space, where relative errors weigh
-    alike. A share of the functions is kept aside, and the state that did best on them is the one returned. The budget is
-    counted in training steps, not minutes, so that a seed and a thread count give the same model anywhere.
+    Every training step draws `settings.batch` windows, each of a random function at a random time: the loss is the log
+    loss of activity plus the weighted quantile loss of the positive part in the transformed space, where relative errors
+    weigh alike. A share of the functions is kept aside, and the state that did best on them is the one returned. The
+    budget is counted in training steps, not minutes, so that a seed and a thread count give the same model anywhere.
 
     Args:
-        series: invocations per step, (N, M) float32, finite, >= 0.
-        config: shape and budget; of the default shape, 15 `training_steps` take about a second of one core.
-        seed: decides the split, the windows and the initial weights.
-        progress: told the share done, in [0, 1], and one phrase.
+        data: at least 2 functions by 2 steps; the network answers `data.max_horizon` steps ahead, or more if set so.
+        settings: shape and budget; of the default shape, 15 `training_steps` take about a second of one core.
+        training: seed of the split, the windows and the initial weights; progress, state, device.
 
     Raises:
-        InputError: fewer than 2 functions or 2 steps, or counts that are not finite or negative.
+        InputError: fewer than 2 functions or 2 steps, or negative counts.
     """
+    config = settings.model_copy(update={"max_horizon": max(settings.max_horizon, data.max_horizon)})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        network = PatchTSTNetwork(config)
+    return _trained(network, data, Budget(config.training_steps, config.learning_rate, config.weight_decay), training)
+
+
+def tune(expert: PatchTSTExpert, data: TrainingSet, settings: PatchTSTConfig, training: Training) -> PatchTSTExpert:
+    """Trains a copy on, with `tuning_steps` at `tuning_rate`; arguments and errors as of `fit`."""
+    network = copy.deepcopy(expert.network).requires_grad_()
+    return _trained(network, data, Budget(settings.tuning_steps, settings.tuning_rate, settings.weight_decay), training)
+
+
+def _trained(network: PatchTSTNetwork, data: TrainingSet, budget: Budget, training: Training) -> PatchTSTExpert:
+    series = np.nan_to_num(data.counts)
     if series.ndim != 2 or min(series.shape) < 2:
         raise InputError(f"training series: shape = {series.shape}, must be at least 2 functions by 2 steps")
     if not (np.isfinite(series).all() and (series >= 0).all()):
         raise InputError("training series: counts must be finite and at least 0")
-    rng = np.random.default_rng(seed)
+    config = network.config
+    rng = np.random.default_rng(training.seed)
     order = rng.permutation(len(series))
     kept = min(max(round(config.validation_share * len(series)), 1), len(series) - 1)
-    held_out, training = series[order[:kept]], series[order[kept:]]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PatchTSTExpert(_fit(PatchTSTNetwork(config), training, held_out, rng, progress))
+    held_out, taught = series[order[:kept]], series[order[kept:]]
+    exam = [_draw(held_out, CHUNK, config, rng).to(training.device) for _ in range(EXAM_BATCHES)]
+
+    def loss(network: PatchTSTNetwork, rng: np.random.Generator) -> Tensor:
+        return _loss(network, _draw(taught, config.batch, config, rng).to(training.device))
+
+    def examined(network: PatchTSTNetwork) -> float:
+        return float(np.mean([_loss(network, batch).item() for batch in exam]))
+
+    return PatchTSTExpert(fit_network(network, loss, examined, budget, training))
 
 
 class _Batch(NamedTuple):
@@ -192,6 +210,9 @@ class _Batch(NamedTuple):
     future: Tensor
     steps: Tensor
     known: Tensor
+
+    def to(self, device: str) -> _Batch:
+        return _Batch(*(part.to(device) for part in self))
 
 
 def _draw(series: FloatArray, size: int, config: PatchTSTConfig, rng: np.random.Generator) -> _Batch:
@@ -215,45 +236,20 @@ def _loss(network: PatchTSTNetwork, batch: _Batch) -> Tensor:
     active = (batch.future > 0).float()
     log_loss = functional.binary_cross_entropy_with_logits(logit, active, reduction="none")
     target = torch.asinh(batch.future / window_scale(batch.counts))
-    pinball = quantile_loss(target, quantiles, torch.tensor(GRID)).mean(dim=2)
+    pinball = quantile_loss(target, quantiles, quantiles.new_tensor(GRID)).mean(dim=2)
     weight = batch.known * batch.steps.float().rsqrt() * torch.where(batch.steps > NEAR, 0.5, 1.0)
     loss: Tensor = log_loss + network.config.quantile_weight * active * pinball
     return (weight * loss).sum() / weight.sum()
 
 
-def _fit(
-    network: PatchTSTNetwork,
-    training: FloatArray,
-    held_out: FloatArray,
-    rng: np.random.Generator,
-    progress: Callable[[float, str], None] | None,
-) -> PatchTSTNetwork:
-    config = network.config
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.training_steps + 1, pct_start=0.15
-    )
-    exam = [_draw(held_out, CHUNK, config, rng) for _ in range(EXAM_BATCHES)]
-    best, best_state = _examine(network, exam), copy.deepcopy(network.state_dict())
-    every = math.ceil(config.training_steps / EXAMS)
-    for step in range(1, config.training_steps + 1):
-        network.train()
-        optimizer.zero_grad()
-        _loss(network, _draw(training, config.batch, config, rng)).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % every == 0 or step == config.training_steps:
-            loss = _examine(network, exam)
-            if loss < best:
-                best, best_state = loss, copy.deepcopy(network.state_dict())
-        if progress is not None:
-            progress(step / config.training_steps, f"held-out loss {best:.4f}")
-    network.load_state_dict(best_state)
-    return network
-
-
-def _examine(network: PatchTSTNetwork, exam: list[_Batch]) -> float:
-    network.eval()
-    with torch.inference_mode():
-        return float(np.mean([_loss(network, batch).item() for batch in exam]))
+#: The family of experts.
+PATCHTST: Final = Family(
+    name=PatchTSTExpert.name,
+    settings=PatchTSTConfig,
+    smoke=PatchTSTConfig(
+        context=64, d_model=8, heads=2, layers=1, feed_forward=8, batch=16, training_steps=5, tuning_steps=2
+    ),
+    fit=fit,
+    load=PatchTSTExpert.load,
+    tune=tune,
+)

@@ -53,11 +53,13 @@ class PatchTSTConfig(BaseModel):
     hidden: int = Field(64, ge=4)
     token_width: int = Field(16, ge=1)
     step_width: int = Field(12, ge=1)
-    max_horizon: int = Field(60, ge=1)
+    max_horizon: int = Field(60, ge=1, description="Farthest step answered; a training that asks for more gets more.")
     dropout: float = Field(0.1, ge=0, lt=1)
     batch: int = Field(128, ge=1)
     training_steps: int = Field(4_500, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
+    tuning_steps: int = Field(600, ge=1, description="Of training on for one cluster.")
+    tuning_rate: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     quantile_weight: float = Field(2.0, gt=0)
     validation_share: float = Field(0.1, gt=0, lt=1)
@@ -81,7 +83,7 @@ def _window_features(counts: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     active = (counts > 0).float()
     context = counts.shape[1]
     arrivals = active.sum(dim=1, keepdim=True)
-    since = (active * torch.arange(1, context + 1)).amax(dim=1, keepdim=True).neg() + context
+    since = (active * torch.arange(1, context + 1, device=counts.device)).amax(dim=1, keepdim=True).neg() + context
     spans = [s for span in SPANS for s in (values[:, -span:].mean(1), active[:, -span:].mean(1))]
     scalars = [torch.log(scale), torch.log1p(arrivals), arrivals / context, torch.log1p(since)]
     return torch.cat([*scalars, torch.stack(spans, dim=1)], dim=1)
@@ -94,7 +96,7 @@ def _gap_features(active: Tensor, steps: Tensor) -> Tensor:
     recent ones before the older, and those that followed a gap as long as the last one (10, 11, 10, 11, ...).
     """
     rows, context = active.shape
-    index = torch.arange(context)
+    index = torch.arange(context, device=active.device)
     latest = torch.where(active, index, -1).cummax(dim=1).values
     before = functional.pad(latest[:, :-1], (1, 0), value=-1)
     is_gap = (active & (before >= 0)).float()
@@ -105,7 +107,7 @@ def _gap_features(active: Tensor, steps: Tensor) -> Tensor:
     due = (context - 1 - latest[:, -1:]) + steps
     features = []
     for weight in (is_gap, is_gap * recent, is_gap * recent * alike):
-        ended = torch.zeros(rows, context + int(steps.max()) + 2).scatter_add_(1, gap, weight)
+        ended = weight.new_zeros(rows, context + int(steps.max()) + 2).scatter_add_(1, gap, weight)
         lasted = ended.flip(1).cumsum(1).flip(1).gather(1, due)
         at, near = ended.gather(1, due), ended.gather(1, due - 1) + ended.gather(1, due + 1)
         features += [_log_odds(at, lasted), _log_odds(near, lasted + ended.gather(1, due - 1)), torch.log1p(lasted)]
@@ -124,7 +126,7 @@ def _phase_features(active: Tensor, steps: Tensor) -> Tensor:
     for period in PERIODS:
         cycles = max(context // period, 1)
         folded = active[:, -cycles * period :].float().view(rows, cycles, -1)
-        weight = RECENCY ** torch.arange(cycles - 1, -1, -1)
+        weight = RECENCY ** torch.arange(cycles - 1, -1, -1, device=active.device)
         profile = _log_odds(torch.einsum("rcp,c->rp", folded, weight), weight.sum())
         features.append(profile[:, (steps - 1) % profile.shape[1]])
     return torch.stack(features, dim=2)
@@ -134,7 +136,7 @@ def _positive_quantiles(values: Tensor, floor: Tensor) -> Tensor:
     """Empirical quantiles at `GRID` of what is positive in each window, (R, C) -> (R, G); `floor` (R, 1) where nothing is."""
     ordered = torch.where(values > 0, values, torch.inf).sort(dim=1).values
     last = (values > 0).sum(dim=1, keepdim=True) - 1
-    at = (last * torch.tensor(GRID)).round().long().clamp(min=0)
+    at = (last * values.new_tensor(GRID)).round().long().clamp(min=0)
     return torch.where(last >= 0, ordered.gather(1, at), floor)
 
 
