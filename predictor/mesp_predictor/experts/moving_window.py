@@ -23,6 +23,7 @@ from mesp_predictor.experts.base import Context, Family, Prediction, Training, T
 from mesp_predictor.experts.files import WEIGHTS_FILE, Settings, read_arrays, read_settings, write_expert
 from mesp_predictor.experts.light import above_hurdle
 from mesp_predictor.experts.windows import check_counts, draw_windows
+from mesp_predictor.series import MAX_COUNT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +105,7 @@ def _laws(counts: FloatArray, age: IntArray, windows: tuple[int, ...], prior: Do
     for i, window in enumerate(windows):
         recent = counts[:, -window:].astype(np.float64)
         n = np.minimum(age.clip(min=0), recent.shape[1])
-        least = np.where(n == recent.shape[1], recent.min(axis=1), 0)
+        least = np.where(n == window, recent.min(axis=1, initial=MAX_COUNT), 0)  # a window not yet full proves no least
         recent -= least[:, None]
         total = recent.sum(axis=1)
         own = total / np.maximum(n, 1)
