@@ -39,6 +39,7 @@ class Subcommand:
 SUBCOMMANDS: Final = {
     "demo": Subcommand("mesp_bench.cli:demo", "Show the whole loop on a trace in minutes: MESP beside today's.", "all"),
     "evaluate": Subcommand("mesp_bench.cli:evaluate", "Measure policies and forecasts on a trace.", "all"),
+    "bench": Subcommand("mesp_bench.bench_cli:app", "Measure speed and memory on this machine.", "all"),
     "trace": Subcommand("mesp_bench.traces.cli:app", "Inspect, convert and make traces of invocations.", "bench"),
     "predictor": Subcommand(
         "mesp_bench.predictor_cli:app", "Train the forecasting model, and serve forecasts.", "predictor"
