@@ -293,7 +293,7 @@ def _latin_normals(samples: int, dimensions: int, seed: int) -> Tensor:
     1979, with each slice's midpoint.
     """
     generator = torch.Generator().manual_seed(seed)
-    slices = torch.rand((samples, dimensions), generator=generator).argsort(dim=0)
+    slices = torch.rand((samples, dimensions), generator=generator, device="cpu").argsort(dim=0)
     normals: Tensor = torch.special.ndtri((slices + 0.5) / samples)
     return normals
 

@@ -57,7 +57,8 @@ class TimesFMNetwork(SequenceNetwork):
         self.timesfm = TimesFm2_5ModelForPrediction(config)
         self.levels = tuple(config.quantiles)
         self.context = context
-        self.horizon = min(config.horizon_length, config.output_quantile_len)
+        two_heads = config.use_continuous_quantile_head
+        self.horizon = min(config.horizon_length, config.output_quantile_len if two_heads else config.horizon_length)
         self.squash = squash
 
     def config(self) -> dict[str, Any]:
@@ -129,7 +130,8 @@ def _small(settings: TimesFMSettings) -> TimesFMNetwork:
         patch_length=shape.patch,
         context_length=settings.context,
         horizon_length=shape.horizon,
-        output_quantile_len=shape.horizon,
+        use_continuous_quantile_head=False,  # one head for median and quantiles is as good in the small, and faster
+        output_quantile_len=1,
         quantiles=LEVELS,
         decode_index=1 + LEVELS.index(0.5),
         hidden_size=shape.width,
