@@ -179,8 +179,11 @@ def processes(workers: int) -> Iterator[Engine]:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[Engine]:
-    """The engine of a Ray cluster: the one at `RAY_ADDRESS`, or one started on this machine; the run directory is shared.
+def ray_cluster(workers: int) -> Iterator[Engine]:
+    """The engine of a Ray cluster, whose machines share the run directory, one core per job.
+
+    Args:
+        workers: cores of the cluster that is started on this machine where `RAY_ADDRESS` names none.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -191,7 +194,8 @@ def ray_cluster() -> Iterator[Engine]:
         raise MissingExtraError("the engine ray is not installed: pip install 'mesp[ray]'") from error
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False)
+        cores = None if "RAY_ADDRESS" in os.environ else workers  # a cluster that is there has its own
+        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
     task = ray.remote(num_cpus=1)(perform)
     try:
         yield lambda job, run: task.remote(job, run.absolute()).future()

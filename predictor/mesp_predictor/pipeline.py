@@ -190,6 +190,13 @@ def teach_gate(place: Place, names: tuple[str, ...], config: TrainingConfig) -> 
     (place.out / "log_loss.json").write_text(json.dumps(_log_losses(names, gate, samples)))
 
 
+def chosen_device(config: TrainingConfig) -> str:
+    """The device of networks: as set, or an accelerator where there is one."""
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 # -- what they left ----------------------------------------------------------------------------------------------------
 
 
@@ -258,8 +265,7 @@ def _training_set(results: Path, config: TrainingConfig) -> TrainingSet:
 
 
 def _training(place: Place, config: TrainingConfig) -> Training:
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    return Training(config.seed, place.progress, place.state, device, config.save_every)
+    return Training(config.seed, place.progress, place.state, chosen_device(config), config.save_every)
 
 
 def _tuned(results: Path, name: str, config: TrainingConfig) -> dict[int, Expert]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mesp.types import FloatArray
+    from mesp_predictor.experts.base import IntArray
     from mesp_predictor.jobs import Engine
 
     Progress = Callable[[str, float], None]
@@ -76,6 +77,7 @@ class TrainingConfig(BaseModel):
     router_steps: int = Field(2880, ge=60, description="Steps replayed for the router, at most: the trace's last.")
     router_every: int = Field(5, ge=1, description="Steps between two of the router's samples.")
     router_epochs: int = Field(12, ge=1)
+    workers: int | None = Field(None, ge=1, description="Processes; one per core where nothing is said.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Of networks; auto: cuda where there is one.")
     save_every: int = Field(200, ge=1, description="Training steps of a network between two of its states on disk.")
 
@@ -103,7 +105,7 @@ class TrainingConfig(BaseModel):
         return tuple(self._plan(name, dict(said)) for name, said in self.experts.items())
 
     def resolved(self) -> dict[str, Any]:
-        """All settings as JSON holds them, those of the families with their defaults."""
+        """All settings that decide the result, as JSON holds them: those of the families with their defaults, a device."""
         experts = {
             plan.name: {
                 **plan.settings.model_dump(mode="json"),
@@ -111,7 +113,8 @@ class TrainingConfig(BaseModel):
             }
             for plan in self.plans()
         }
-        return {**self.model_dump(mode="json"), "experts": experts}
+        plain = self.model_dump(mode="json", exclude={"workers"})
+        return {**plain, "experts": experts, "device": pipeline.chosen_device(self)}
 
     def smoke(self) -> TrainingConfig:
         """The same families with budgets of seconds."""
@@ -211,19 +214,19 @@ def train(
     with scratch as directory, torch_threads(1):
         place = Path(directory)
         here = inline(progress)
-        run_jobs([Job("data", pipeline.keep_data, (counts, start_step, keys, config))], place, here, lambda *_: None)
+        run_jobs([Job("data", pipeline.keep_data, (counts, start_step, keys, config))], place, here, progress)
         run_jobs(pipeline.plan_jobs(plans, config), place, engine or here, progress)
         return _assembled(place / "jobs", plans, config)
 
 
-def smoke_data(counts: FloatArray, config: TrainingConfig) -> FloatArray:
-    """The last day of some functions, from the quietest to the busiest."""
-    last = counts[:, -config.day_steps :]
-    order = np.argsort(np.nan_to_num(last).sum(axis=1), kind="stable")
-    alive = order[np.nan_to_num(last[order]).any(axis=1)]
+def smoke_rows(counts: FloatArray) -> IntArray:
+    """Rows of some functions, from rarely to always active, for a smoke run."""
+    active_steps = (counts > 0).sum(axis=1)
+    order = np.argsort(active_steps, kind="stable")
+    alive = order[active_steps[order] > 0]
     chosen = alive if len(alive) >= SMOKE_FUNCTIONS else order[-SMOKE_FUNCTIONS:]
     spread = np.linspace(0, len(chosen) - 1, min(SMOKE_FUNCTIONS, len(chosen))).astype(np.int64)
-    return np.asarray(last[np.sort(chosen[spread])])
+    return np.sort(chosen[spread])
 
 
 def untrained_model() -> Model:
