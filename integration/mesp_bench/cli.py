@@ -67,6 +67,43 @@ def frontier(
     typer.echo(f"Report: {out / 'report.html'}")
 
 
+@evaluate.command()
+def forecasts(
+    *,
+    trace: Annotated[Path, typer.Option(help="The trace to score on: a folder in the Azure, invitro or Parquet form.")],
+    out: Annotated[Path, typer.Option(help="Folder for forecasts.json, forecasts.png and report.html.")],
+    train: Annotated[Path | None, typer.Option(help="A trace of other functions to train MESP on.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A trained model directory, instead of --train.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of the bootstrap.")] = 0,
+) -> None:
+    """The mixture against every single model: proper scores, calibration, gains with their intervals.
+
+    Without --train or --model MESP starts from zero: it knows only what it sees on the trace.
+
+    Example: mesp evaluate forecasts --trace azure2019-d01-a --train azure2019-d01-pool --out out/forecasts
+    """
+    from mesp_bench.forecast_comparison import Bootstrap, evaluate_forecasts  # noqa: PLC0415
+    from mesp_bench.forecast_replay import replay_tables, series_per_s  # noqa: PLC0415
+    from mesp_bench.forecast_report import print_forecast_tables, write_forecast_report  # noqa: PLC0415
+    from mesp_bench.traces.load import load_trace  # noqa: PLC0415
+
+    if train is not None and model is not None:
+        raise InputError("--train and --model exclude each other: a model is trained, or it is given")
+    scored = load_trace(trace)
+    _refuse_short(scored)
+    notes: list[str] = []
+    with stages() as progress:
+        answering = _model(train, model, seed, notes, scored, progress)
+        replays = replay_tables(answering, scored, seed, progress)
+        progress("speed", 0)
+        speeds = series_per_s(answering, scored)
+        progress("scores", 0)
+        result = evaluate_forecasts(scored, replays, speeds, notes, Bootstrap(seed=seed))
+    write_forecast_report(result, out)
+    print_forecast_tables(result, Console())
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
 def demo(
     *,
     trace: Annotated[Path | None, typer.Option(help="A real trace; without it a synthetic one.")] = None,

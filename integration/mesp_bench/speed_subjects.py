@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> int:
     try:
         answer = measure(job)
     except ModuleNotFoundError as error:
-        answer = {"missing": error.name}
+        answer = {"missing": (error.name or str(error)).partition(".")[0]}
     print(json.dumps(answer))  # noqa: T201  # the answer to the process that started this one
     return 0
 

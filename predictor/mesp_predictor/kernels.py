@@ -8,6 +8,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from mesp_predictor import patterns
+from mesp_predictor.patterns import GAP_ORDERS, MIXER_RATES, STRETCHES, logit
+
 #: Longest gap told apart, in steps; longer ones count as this long.
 LONGEST_GAP = 480
 #: Periods, in steps, whose phases are tracked.
@@ -22,6 +25,11 @@ LAGS = (5, 10, 15, 20, 30, 45, 60, 120, 180, 240)
 HALF_LIVES = (2.0, 8.0, 30.0, 120.0, 480.0)
 COUNT_HALF_LIVES = (3.0, 15.0, 120.0)
 CLOCK = (5, 10, 15, 30, 60)
+COUNTS_KEPT = 4  # latest counts, zeros among them
+#: What the mixers weigh: phases, hazards (all, recent, near, renewal), conditional hazards, analogues, best period (its own,
+#: and all by their losses), and a constant.
+READINGS = len(PERIODS) + 4 + len(GAP_ORDERS) + len(STRETCHES) + 3
+_PERIOD_TRUST = 60.0  # how sharply a period's loss decides its say
 _PHASE_MEMORY = 0.9  # weight of the previous cycle
 _GAP_MEMORY = 0.93  # weight of the previous gap in the recency-weighted histogram
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -50,9 +58,14 @@ def _share(step, ahead, age, p, start, phases_row, rate):
 @numba.njit(cache=True, nogil=True)
 def update(
     step, counts, age, gap, active_steps, gaps_seen, histogram, recent_histogram, latest_gaps, gap_statistics,
-    previous, follower, phases, phase_loss, ring, windows, activity, log_counts, positive, tsb,
+    previous, follower, phases, phase_loss, ring, windows, activity, log_counts, positive, tsb, latest_counts, mixers,
 ):  # fmt: skip
     scratch = np.empty(GAPS_KEPT, np.float32)
+    first, again, pmf, renewed = np.empty(1), np.empty(1), np.empty(1), np.empty(1)
+    readings = np.empty(READINGS)
+    gaps, weights = np.empty(GAPS_KEPT), np.empty((len(GAP_ORDERS), GAPS_KEPT))
+    hazards = np.empty((len(GAP_ORDERS), 3))
+    followed, total = np.empty((len(STRETCHES), 1)), np.empty((len(STRETCHES), 1))
     for r in range(len(counts)):
         count = counts[r]
         missing = np.isnan(count)
@@ -61,6 +74,23 @@ def update(
                 continue
             age[r] = 0
         active = (not missing) and count > 0
+        if gap[r] > 0 and not missing:
+            survivors, recent_survivors = _survivors(histogram[r]), _survivors(recent_histogram[r])
+            _recent_renewal(recent_histogram[r], recent_survivors, gap[r], first, again, renewed, pmf)
+            n = patterns.gap_weights(latest_gaps[r], gaps_seen[r], weights, gaps)
+            patterns.analogues(step, ring[r], age[r], True, followed, total)
+            rate = (active_steps[r] + 0.1) / (age[r] + 1.0)
+            for k in range(len(GAP_ORDERS)):
+                patterns.conditional_hazard(weights[k], gaps, n, gap[r], hazards[k])
+            _read(
+                step, 0, gap[r], age[r], rate, histogram[r], recent_histogram[r], survivors, recent_survivors, renewed[0],
+                hazards, followed, total, phases[r], phase_loss[r], readings,
+            )  # fmt: skip
+            patterns.learn(mixers[r], readings, active)
+        if not missing:
+            for i in range(COUNTS_KEPT - 1, 0, -1):
+                latest_counts[r, i] = latest_counts[r, i - 1]
+            latest_counts[r, 0] = count
         slot = step % RECENT
         for w in range(len(_WINDOW_ARRAY)):
             windows[r, w] += active - ring[r, (step - _WINDOW_ARRAY[w]) % RECENT]
@@ -189,37 +219,76 @@ def positive_quantiles(out, positive, active_steps):
 
 
 @numba.njit(cache=True, nogil=True)
-def _logit(p):
-    p = min(max(p, 0.002), 0.998)
-    return np.log(p / (1 - p))
-
-
-@numba.njit(cache=True, nogil=True)
 def _signed_log(x):
     return np.log1p(x) if x >= 0 else -np.log1p(-x)
 
 
 @numba.njit(cache=True, nogil=True)
+def _recent_renewal(recent, recent_survivors, gap, first, again, out, pmf):
+    """Probability of activity in each step ahead from the recency-weighted histogram alone."""
+    for h in range(len(out)):
+        g = min(gap + h, LONGEST_GAP)
+        first[h] = (recent[g] + 0.2) / (recent_survivors[g] + 1)
+        g = min(h + 1, LONGEST_GAP)
+        again[h] = (recent[g] + 0.2) / (recent_survivors[g] + 1)
+    _renew(first, again, out, pmf)
+
+
+@numba.njit(cache=True, nogil=True)
+def _read(
+    step, h, gap, born, rate, every, recent, survivors, recent_survivors, renewed, hazards, followed, total,
+    phases, phase_loss, out,
+):  # fmt: skip
+    """Fills the readings of one function for the target step h; returns its best period."""
+    g = min(gap + h, LONGEST_GAP)
+    lower, upper = max(g - 1, 0), min(g + 1, LONGEST_GAP)
+    best = 0
+    for i in range(len(_PERIODS)):
+        if phase_loss[i] < phase_loss[best]:
+            best = i
+        out[i] = logit(_share(step, h, born, _PERIODS[i], PHASE_START[i], phases, rate))
+    trusted, trust = 0.0, 0.0
+    for i in range(len(_PERIODS)):
+        w = np.exp(-_PERIOD_TRUST * (phase_loss[i] - phase_loss[best]))
+        trust += w
+        trusted += w * out[i]
+    k = len(_PERIODS)
+    out[k] = logit((every[g] + 0.2) / (survivors[g] + 1))
+    out[k + 1] = logit((recent[g] + 0.2) / (recent_survivors[g] + 1))
+    out[k + 2] = logit((recent[lower] + recent[upper] + 0.1) / (recent_survivors[lower] + 1))
+    out[k + 3] = logit(renewed)
+    k += 4
+    for i in range(len(GAP_ORDERS)):
+        out[k + i] = hazards[i, 0]
+    k += len(GAP_ORDERS)
+    for i in range(len(STRETCHES)):
+        out[k + i] = logit((followed[i, h] + 0.05) / (total[i, h] + 0.3))
+    k += len(STRETCHES)
+    out[k] = out[best]
+    out[k + 1] = trusted / trust
+    out[k + 2] = 1.0
+    return best
+
+
+@numba.njit(cache=True, nogil=True)
 def features(
     step, out, age, gap, active_steps, gaps_seen, histogram, recent_histogram, latest_gaps, gap_statistics,
-    previous, follower, phases, phase_loss, ring, windows, activity, log_counts, positive, tsb,
+    previous, follower, phases, phase_loss, ring, windows, activity, log_counts, positive, tsb, latest_counts, mixers,
 ):  # fmt: skip
     horizon = out.shape[1]
-    first = np.empty(horizon)
-    again = np.empty(horizon)
-    pmf = np.empty(horizon)
-    renewed = np.empty(horizon)
+    first, again, pmf, renewed = np.empty(horizon), np.empty(horizon), np.empty(horizon), np.empty(horizon)
+    readings = np.empty(READINGS)
+    gaps, weights = np.empty(GAPS_KEPT), np.empty((len(GAP_ORDERS), GAPS_KEPT))
+    hazards = np.empty((len(GAP_ORDERS), 3))
+    followed, total = np.empty((len(STRETCHES), horizon)), np.empty((len(STRETCHES), horizon))
     for r in range(len(out)):
         every, recent = histogram[r], recent_histogram[r]
         survivors, recent_survivors = _survivors(every), _survivors(recent)
         born = max(age[r], 0)
         rate = (active_steps[r] + 0.1) / (born + 1.0)
-        for h in range(horizon):
-            g = min(gap[r] + h, LONGEST_GAP)
-            first[h] = (recent[g] + 0.2) / (recent_survivors[g] + 1)
-            g = min(h + 1, LONGEST_GAP)
-            again[h] = (recent[g] + 0.2) / (recent_survivors[g] + 1)
-        _renew(first, again, renewed, pmf)
+        _recent_renewal(recent, recent_survivors, gap[r], first, again, renewed, pmf)
+        n = patterns.gap_weights(latest_gaps[r], gaps_seen[r], weights, gaps)
+        patterns.analogues(step, ring[r], born, gap[r] > 0, followed, total)
         seen = min(active_steps[r], POSITIVE_KEPT)
         positive_mean = positive[r, :seen].mean() if seen else 0.0
         last_count = positive[r, (active_steps[r] - 1) % POSITIVE_KEPT] if seen else 0.0
@@ -235,15 +304,22 @@ def features(
             f[4] = np.log1p(born)
             f[5] = np.log1p(active_steps[r])
             f[6] = np.log1p(gaps_seen[r])
-            f[7] = _logit((every[g] + 0.2) / (survivors[g] + 1))
-            f[8] = _logit((recent[g] + 0.2) / (recent_survivors[g] + 1))
+            for i in range(len(GAP_ORDERS)):
+                patterns.conditional_hazard(weights[i], gaps, n, elapsed, hazards[i])
+            best = _read(
+                step, h, gap[r], born, rate, every, recent, survivors, recent_survivors, renewed[h],
+                hazards, followed, total, phases[r], phase_loss[r], readings,
+            )  # fmt: skip
+            k = len(_PERIODS)
+            f[7] = readings[k]
+            f[8] = readings[k + 1]
             lower, upper = max(g - 1, 0), min(g + 1, LONGEST_GAP)
-            f[9] = _logit((every[lower] + every[upper] + 0.1) / (survivors[lower] + 1))
-            f[10] = _logit((recent[lower] + recent[upper] + 0.1) / (recent_survivors[lower] + 1))
+            f[9] = logit((every[lower] + every[upper] + 0.1) / (survivors[lower] + 1))
+            f[10] = readings[k + 2]
             f[11] = np.log1p(every[g])
             f[12] = np.log1p(recent[g])
             f[13] = np.log1p(survivors[g])
-            f[14] = _logit(renewed[h])
+            f[14] = readings[k + 3]
             f[15] = gap_statistics[r, 0]
             f[16] = gap_statistics[r, 1]
             k = 17
@@ -272,7 +348,7 @@ def features(
                 f[k] = ring[r, (step - back) % RECENT] if 0 < back <= born else 0.5
                 k += 1
             for i in range(len(_PERIODS)):
-                f[k] = _logit(_share(step, h, born, _PERIODS[i], PHASE_START[i], phases[r], rate))
+                f[k] = readings[i]
                 k += 1
             for i in range(len(_DECAY)):
                 f[k] = activity[r, i]
@@ -285,4 +361,23 @@ def features(
             k += 2
             for i in range(len(_CLOCK_ARRAY)):
                 f[k] = (step + h) % _CLOCK_ARRAY[i] == 0
+                k += 1
+            for i in range(len(GAP_ORDERS)):
+                for j in range(3):
+                    f[k + j] = hazards[i, j]
+                k += 3
+            for i in range(len(STRETCHES)):
+                f[k] = readings[len(_PERIODS) + 4 + len(GAP_ORDERS) + i]
+                f[k + 1] = np.log1p(total[i, h])
+                k += 2
+            f[k] = readings[READINGS - 3]
+            f[k + 1] = readings[READINGS - 2]
+            f[k + 2] = phase_loss[r, best]
+            f[k + 3] = np.log(_PERIODS[best])
+            k += 4
+            for i in range(len(MIXER_RATES)):
+                f[k] = patterns.mixed(mixers[r, i], readings)
+                k += 1
+            for i in range(COUNTS_KEPT):
+                f[k] = np.log1p(latest_counts[r, i])
                 k += 1

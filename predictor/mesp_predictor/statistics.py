@@ -21,6 +21,7 @@ from mesp_predictor import kernels
 from mesp_predictor.kernels import (
     CLOCK,
     COUNT_HALF_LIVES,
+    COUNTS_KEPT,
     GAPS_KEPT,
     HALF_LIVES,
     LAGS,
@@ -29,9 +30,11 @@ from mesp_predictor.kernels import (
     PHASE_START,
     POSITIVE_KEPT,
     QUANTILES,
+    READINGS,
     RECENT,
     WINDOWS,
 )
+from mesp_predictor.patterns import GAP_ORDERS, MIXER_RATES, MIXER_START, STRETCHES
 
 if TYPE_CHECKING:
     from mesp.types import FloatArray
@@ -53,6 +56,11 @@ FEATURES: tuple[str, ...] = (
     *(f"log_count_{int(h)}" for h in COUNT_HALF_LIVES),
     "log_last_count", "log_positive_mean",
     *(f"clock_{c}" for c in CLOCK),
+    *(f"{name}_{i}" for i in range(len(GAP_ORDERS)) for name in ("after_gaps", "after_gaps_seen", "after_gaps_near")),
+    *(name for length in STRETCHES for name in (f"analogues_{length}", f"analogues_{length}_seen")),
+    "best_period_here", "periods_here", "best_period_loss", "log_best_period",
+    *(f"mixer_{i}" for i in range(len(MIXER_RATES))),
+    *(f"log_count_back_{i + 1}" for i in range(COUNTS_KEPT)),
 )  # fmt: skip
 
 
@@ -80,6 +88,8 @@ class Statistics:
         log_counts: exponentially weighted log(1 + count), (R, count half-lives).
         positive: ring of the latest positive counts, (R, 16).
         tsb: probability and size of demand after Teunter, Syntetos and Babai (2011), (R, 2).
+        latest_counts: counts of the last steps, the newest first, (R, 4).
+        mixers: weights of the readings in each mixer, (R, mixers, READINGS); see `mesp_predictor.patterns`.
     """
 
     step: int
@@ -101,6 +111,8 @@ class Statistics:
     log_counts: FloatArray
     positive: FloatArray
     tsb: FloatArray
+    latest_counts: FloatArray
+    mixers: FloatArray
 
     @classmethod
     def empty(cls, rows: int, step: int = 0) -> Statistics:
@@ -127,6 +139,8 @@ class Statistics:
             log_counts=np.zeros((rows, len(COUNT_HALF_LIVES)), f32),
             positive=np.zeros((rows, POSITIVE_KEPT), f32),
             tsb=np.zeros((rows, 2), f32),
+            latest_counts=np.zeros((rows, COUNTS_KEPT), f32),
+            mixers=_new_mixers(rows),
         )
 
     def __len__(self) -> int:
@@ -192,6 +206,13 @@ class Statistics:
         out = np.empty((len(self), POSITIVE_KEPT), np.float32)
         kernels.positive_quantiles(out, self.positive, self.active_steps)
         return out, np.linspace(0, 1, POSITIVE_KEPT, dtype=np.float32)
+
+
+def _new_mixers(rows: int) -> FloatArray:
+    """Every reading with the same say, the constant with none."""
+    weights = np.full((rows, len(MIXER_RATES), READINGS), MIXER_START, np.float32)
+    weights[:, :, -1] = 0
+    return weights
 
 
 _ARRAYS = tuple(field.name for field in fields(Statistics))[1:]

@@ -1,26 +1,63 @@
-"""Light experts: quantiles of a hurdle, closed-form answers, and prior curves counted by hand."""
+"""Light experts: quantiles of a hurdle, closed-form answers, prior curves counted by hand, and what all families promise."""
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
-from mesp.types import DEFAULT_LEVELS
-from mesp_predictor.experts.base import Context, hurdle_quantiles
-from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert, fit_hazard
+from mesp.errors import InputError
+from mesp.types import DEFAULT_LEVELS, FunctionKey
+from mesp_predictor.experts import registry
+from mesp_predictor.experts.base import Context, Training, TrainingSet, hurdle_quantiles
+from mesp_predictor.experts.light import (
+    HAZARD,
+    HazardExpert,
+    HazardSettings,
+    IntermittentExpert,
+    SeasonalExpert,
+    above_hurdle,
+    fit_hazard,
+)
 from mesp_predictor.kernels import LONGEST_GAP
 from mesp_predictor.statistics import Statistics
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mesp.types import FloatArray
     from mesp_predictor.experts.base import Expert
 
-FLAT = np.full((3, LONGEST_GAP + 1), 0.02, np.float32)
-EXPERTS: tuple[Expert, ...] = (SeasonalExpert(), IntermittentExpert(), HazardExpert(FLAT, 2.0))
+LIGHT = ("seasonal", "intermittent", "hazard", "moving_window", "seasonal_empirical", "fft", "linear")
+#: Light families that learn arrays.
+LEARNED = ("hazard", "moving_window", "fft", "linear")
+
+
+def training_set(counts: FloatArray) -> TrainingSet:
+    keys = tuple(FunctionKey("scope", f"app/{i}") for i in range(len(counts)))
+    return TrainingSet(counts, 1_000, np.arange(len(counts)) % 3 - 1, 2, keys, max_horizon=60)
+
+
+def fleet() -> FloatArray:
+    """Timers, Poisson streams, a steady one, a burst, a dead one and one born late, (12, 400)."""
+    rng = np.random.default_rng(3)
+    minute = np.arange(400)
+    timers = [3.0 * (minute % period == 1) for period in (2, 5, 15, 60)]
+    streams = [rng.poisson(rate, 400) for rate in (0.02, 0.1, 1.0, 30.0)]
+    late = np.where(minute < 250, np.nan, minute % 10 == 0)
+    return np.array([*timers, *streams, np.full(400, 14), 50 * (minute // 100 == 2), 0 * minute, late], np.float32)
+
+
+@cache
+def fitted(name: str, seed: int = 0) -> Expert:
+    family = registry.family(name)
+    return family.fit(training_set(fleet()), family.smoke, Training(seed))
 
 
 def context(counts: FloatArray, cluster: list[int] | None = None) -> Context:
@@ -75,21 +112,179 @@ def test_hurdle_quantiles_are_monotone_and_zero_below_the_hurdle(
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("expert", EXPERTS, ids=lambda expert: str(expert.name))
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 0.0, 1.0, 40.0, np.nan]), max_size=300), st.integers(1, 70))
-def test_every_expert_keeps_the_face(expert: Expert, history: list[float], horizon: int) -> None:
-    """Shapes, dtypes, ranges and order of levels hold for any history; so they do for no functions at all."""
-    given_counts = np.array([history, [np.nan] * len(history)], np.float32)
-    for counts in (given_counts, given_counts[:0]):
-        answer = expert.predict(context(counts), horizon, DEFAULT_LEVELS)
-        assert answer.active.shape == (len(counts), horizon)
-        assert answer.quantiles.shape == (len(counts), horizon, len(DEFAULT_LEVELS))
-        assert answer.active.dtype == answer.quantiles.dtype == np.float32
-        assert ((answer.active > 0) & (answer.active < 1)).all()
-        assert np.isfinite(answer.quantiles).all()
-        assert (np.diff(answer.quantiles, axis=2) >= 0).all()
-        assert ((answer.quantiles == 0) | (answer.quantiles > 0.999)).all()
+HISTORIES = st.lists(st.sampled_from([0.0, 0.0, 0.0, 1.0, 40.0, 1e9, np.nan]), max_size=130)
+LEVELS = st.lists(st.floats(0.01, 0.99), min_size=1, max_size=6, unique=True).map(lambda levels: tuple(sorted(levels)))
+
+
+def keeps_the_face(expert: Expert, counts: FloatArray, horizon: int, levels: tuple[float, ...]) -> None:
+    answer = expert.predict(context(counts), horizon, levels)
+    assert answer.active.shape == (len(counts), horizon)
+    assert answer.quantiles.shape == (len(counts), horizon, len(levels))
+    assert answer.active.dtype == answer.quantiles.dtype == np.float32
+    assert ((answer.active > 0) & (answer.active < 1)).all()
+    assert np.isfinite(answer.quantiles).all()
+    assert (np.diff(answer.quantiles, axis=2) >= 0).all()
+    silent = np.asarray(levels, np.float32) - 1 + answer.active[..., None] <= 0
+    assert (answer.quantiles[silent] == 0).all()
+    assert (answer.quantiles[~silent] > 0.999).all()
+
+
+@pytest.mark.parametrize("name", LIGHT)
+@settings(max_examples=15, deadline=None)
+@given(HISTORIES, st.integers(1, 60), LEVELS)
+def test_every_expert_keeps_the_face(name: str, history: list[float], horizon: int, levels: tuple[float, ...]) -> None:
+    """Shapes, ranges, order and agreement of quantiles with activity hold for any history; so they do for no functions."""
+    counts = np.array([history, [np.nan] * len(history)], np.float32)
+    keeps_the_face(fitted(name), counts, horizon, levels)
+    keeps_the_face(fitted(name), counts[:0], horizon, levels)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_extreme_series_are_series(name: str) -> None:
+    """All zeros, constants from 1 to the greatest count, a single call long ago, one column: all get a forecast."""
+    single = np.zeros(512)
+    single[5] = 4e9
+    constants = [np.full(512, value) for value in (0, 1, 14, 1e9, 2.0**32 - 1)]
+    counts = np.array([*constants, single, single[::-1], np.arange(512) % 2 * 1e9], np.float32)
+    keeps_the_face(fitted(name), counts, 60, DEFAULT_LEVELS)
+    keeps_the_face(fitted(name), counts[:, -1:], 60, DEFAULT_LEVELS)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_rows_do_not_know_of_each_other(name: str) -> None:
+    """A function's forecast is the same whoever else is asked about, and a longer horizon begins like a shorter one."""
+    counts = np.nan_to_num(fleet())
+    whole = fitted(name).predict(context(counts), 20, DEFAULT_LEVELS)
+    alone = fitted(name).predict(context(counts[6:8]), 5, DEFAULT_LEVELS)
+    np.testing.assert_allclose(alone.active, whole.active[6:8, :5], atol=1e-5)
+    np.testing.assert_allclose(alone.quantiles, whole.quantiles[6:8, :5], rtol=1e-4)
+
+
+def test_quantiles_and_activity_are_made_to_agree() -> None:
+    """Below the hurdle 0, above it whole and at least 1: worked by hand for a chance of activity of 0.5."""
+    quantiles = np.array([[[3.0, 0.2, 4.4]]], np.float32)
+    answer = above_hurdle(quantiles, np.array([[0.5]], np.float32), (0.5, 0.6, 0.9))
+    np.testing.assert_array_equal(answer[0, 0], [0, 1, 4])
+
+
+# -- files and training ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_is_saved_is_read_back_whole(name: str, tmp_path: Path) -> None:
+    """load(save(expert)) forecasts with difference 0; nothing is left under a temporary name."""
+    fitted(name).save(tmp_path)
+    again = registry.load_expert(tmp_path)
+    assert again.name == name
+    asked = context(np.nan_to_num(fleet()))
+    one, two = (expert.predict(asked, 15, DEFAULT_LEVELS) for expert in (fitted(name), again))
+    np.testing.assert_array_equal(one.quantiles, two.quantiles)
+    np.testing.assert_array_equal(one.active, two.active)
+    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_seed_decides_the_training(name: str) -> None:
+    """Two trainings with the same seed forecast alike bit for bit."""
+    family = registry.family(name)
+    again = family.fit(training_set(fleet()), family.smoke, Training(0))
+    asked = context(np.nan_to_num(fleet()))
+    np.testing.assert_array_equal(
+        again.predict(asked, 15, DEFAULT_LEVELS).quantiles, fitted(name).predict(asked, 15, DEFAULT_LEVELS).quantiles
+    )
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_foreign_config_is_refused(name: str, tmp_path: Path) -> None:
+    """Another kind, an unknown key, or no JSON at all: one sentence names the file and what is wrong."""
+    fitted(name).save(tmp_path)
+    path = tmp_path / "config.json"
+    whole = json.loads(path.read_text())
+    load = registry.family(name).load
+    for content, said in (
+        (json.dumps(whole | {"kind": "oracle"}), "kind"),
+        (json.dumps(whole | {"colour": "red"}), "colour"),
+        ("[]", "object"),
+        ("{", "JSON"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=said) as raised:
+            load(tmp_path)
+        assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_damaged_weights_are_refused(name: str, tmp_path: Path) -> None:
+    """A file cut short, a key that is missing or unknown, a wrong shape, a NaN: one sentence names the file and the key."""
+    fitted(name).save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = load_file(path)
+    key = min(whole)
+    poisoned = np.full_like(whole[key], np.nan)
+    for arrays, said in (
+        ({k: v for k, v in whole.items() if k != key}, key),
+        (whole | {"more": poisoned}, "more"),
+        (whole | {key: np.zeros((1, 1, 1), np.float32)}, key),
+        (whole | {key: poisoned}, key),
+    ):
+        save_file(arrays, path)
+        with pytest.raises(InputError, match=f"key {said}") as raised:
+            registry.load_expert(tmp_path)
+        assert str(path) in str(raised.value)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match="safetensors"):
+        registry.load_expert(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A directory that is not there is one sentence, not a stack of errors."""
+    with pytest.raises(InputError, match="nowhere: the expert hazard cannot be written"):
+        fitted("hazard").save(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("key", ["strength", "longest_gap"])
+def test_settings_out_of_range_are_named(key: str, tmp_path: Path) -> None:
+    """A hazard of another gap range or with a negative strength is refused under the key's name."""
+    fitted("hazard").save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: -1}))
+    with pytest.raises(InputError, match=f"{key} = -1"):
+        registry.load_expert(tmp_path)
+
+
+def test_curves_that_are_no_probabilities_are_refused(tmp_path: Path) -> None:
+    """A hazard above 1 is named."""
+    HazardExpert(np.full((1, LONGEST_GAP + 1), 1.5, np.float32), 2.0).save(tmp_path)
+    with pytest.raises(InputError, match="key curves"):
+        registry.load_expert(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["moving_window", "seasonal_empirical", "fft", "linear"])
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (np.zeros((3, 1)), "2 steps"),
+        (np.full((2, 9), -1.0), "at least 0"),
+        (np.full((2, 9), np.inf), "finite"),
+        (np.full((2, 9), np.nan), "NaN"),
+    ],
+)
+def test_nothing_is_learned_from_what_are_no_counts(name: str, counts: FloatArray, said: str) -> None:
+    """One step, negative or infinite counts, or none at all: refused in one sentence."""
+    family = registry.family(name)
+    with pytest.raises(InputError, match=said):
+        family.fit(training_set(counts.astype(np.float32)), family.smoke, Training(0))
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_least_training_set_trains(name: str) -> None:
+    """One function with two steps, or one that was never called, is a training set."""
+    family = registry.family(name)
+    for counts in (np.ones((1, 2), np.float32), np.zeros((1, 90), np.float32)):
+        keeps_the_face(family.fit(training_set(counts), family.smoke, Training(0)), counts, 3, DEFAULT_LEVELS)
+
+
+# -- answers of the closed forms ---------------------------------------------------------------------------------------
 
 
 def test_seasonal_follows_the_best_period() -> None:
@@ -111,12 +306,33 @@ def test_intermittent_is_flat_and_fades() -> None:
     assert answer.active[0, 0] == pytest.approx(0.001)
 
 
+def test_intermittent_counts_have_the_smoothed_size() -> None:
+    """After a change from 2 to 10 a call, the forecast's mean is TSB's size, between the two, spread as the latest counts."""
+    counts = rows([2.0] * 100 + [10.0] * 5)
+    asked = context(counts)
+    size = float(asked.statistics.tsb[0, 1])
+    assert 2 < size < 10
+    levels = tuple(np.linspace(0.01, 0.99, 99))
+    answer = IntermittentExpert().predict(asked, 1, levels)
+    assert answer.quantiles[0, 0].mean() == pytest.approx(size, rel=0.03)
+    assert answer.quantiles[0, 0, -1] == pytest.approx(5 * answer.quantiles[0, 0, 20], rel=0.01)
+
+
 def test_hazard_reads_the_curve_of_the_cluster() -> None:
     """A function with one gap of its own follows its cluster's curve; without a cluster the fleet's, which is last."""
     curves = np.stack([np.full(LONGEST_GAP + 1, p, np.float32) for p in (0.1, 0.9, 0.4)])
     counts = rows(*[[1.0, 0.0]] * 3)
     answer = HazardExpert(curves, 1e9).predict(context(counts, [0, 1, -1]), 1, (0.5,))
     np.testing.assert_allclose(answer.active[:, 0], [0.1, 0.9, 0.4], rtol=1e-4)
+
+
+def test_hazard_learns_through_its_family() -> None:
+    """The family's training is `fit_hazard` on the set's clusters, with the strength that the settings say."""
+    data = training_set(fleet())
+    expert = HAZARD.fit(data, HazardSettings(strength=7.0), Training(0))
+    assert isinstance(expert, HazardExpert)
+    assert expert.strength == 7
+    np.testing.assert_array_equal(expert.curves, fit_hazard(data.counts, data.cluster, data.clusters).curves)
 
 
 # -- prior curves ------------------------------------------------------------------------------------------------------

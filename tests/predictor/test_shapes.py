@@ -258,6 +258,18 @@ def test_kshape_refuses_impossible_requests() -> None:
         shapes.choose_k(x, [], 0)
 
 
+def test_aligned_units_stand_where_the_centroid_does() -> None:
+    """A peak anywhere in its day, of any height, ends up under the centroid's, whatever zeros move in."""
+    bins = np.arange(60)
+    peak = np.exp(-0.5 * ((bins - 30) / 2) ** 2).astype(np.float32)
+    moved = np.stack([np.roll(peak, lag) * height for lag, height in ((-20, 1), (0, 7), (15, 0.1))])
+    found = shapes.aligned(moved, shapes.znorm(peak[None])[0])
+    assert found.shape == moved.shape
+    np.testing.assert_array_equal(found.argmax(axis=1), 30)
+    assert (moved.argmax(axis=1) != 30).sum() == 2
+    np.testing.assert_allclose(found[1], shapes.znorm(peak[None])[0], atol=1e-6)
+
+
 def test_silhouette_is_that_of_scikit_learn() -> None:
     """On all units the score is scikit-learn's over the distances tslearn computes, a lonely unit counting 0."""
     rng = np.random.default_rng(10)
@@ -283,9 +295,11 @@ def test_silhouette_samples_by_seed() -> None:
 
 
 def test_choose_k_finds_the_number_of_shapes() -> None:
-    """Three planted shapes: three clusters score best, and every k's score is told."""
+    """Three planted shapes: three clusters score best, and every k's score is told, and how far the work has come."""
     x, truth = _planted(np.random.default_rng(12), 3, 120)
-    clusters, scores = shapes.choose_k(x, [4, 2, 3], seed=1, engine="batched")
+    told: list[float] = []
+    clusters, scores = shapes.choose_k(x, [4, 2, 3], seed=1, engine="batched", progress=told.append)
+    assert told == pytest.approx([2 / 9, 5 / 9, 1])
     assert max(scores, key=scores.__getitem__) == 3 == clusters.k
     assert list(scores) == [2, 3, 4]
     assert adjusted_rand_score(truth, clusters.labels) == 1

@@ -65,7 +65,9 @@ def _extrapolate(counts: FloatArray, harmonics: int, horizon: int) -> _Extrapola
     window = counts[:, -n:]
     time = np.arange(n, dtype=np.float32) - (n - 1) / 2
     mean = window.mean(axis=1, keepdims=True)
-    slope = (window @ time / max(float(time @ time), 1.0))[:, None]
+    half = n // 2  # cycles that fit into half a window cancel in its mean, in a least-squares line they do not
+    rise = window[:, n - half :].mean(axis=1) - window[:, :half].mean(axis=1) if half else np.zeros(len(window))
+    slope = (rise / max(n - half, 1)).astype(np.float32)[:, None]
     spectrum = scipy.fft.rfft(window - mean - slope * time, axis=1)
     spectrum[:, 0] = 0
     weak = spectrum.shape[1] - harmonics

@@ -38,7 +38,7 @@ CHUNK: Final = 4096
 
 #: Counts at which every mixture is known exactly; a wider one also at its components' quantiles at `_PROBES`.
 _SMALL: Final = 12
-_PROBES: Final = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97, 0.99, 0.996])
+_PROBES: Final = np.array([0.02, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 0.96, 0.985, 0.995])
 
 #: Dispersions, 1 / (the negative binomial's size): below, a Poisson law for all purposes; above, a single spike.
 _LEAST, _MOST = 1e-4, 1e3

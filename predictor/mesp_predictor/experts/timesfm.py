@@ -54,8 +54,11 @@ class TimesFMNetwork(SequenceNetwork):
 
     def __init__(self, config: TimesFm2_5Config, context: int, *, squash: bool) -> None:
         super().__init__()
-        self.timesfm = TimesFm2_5ModelForPrediction(config)
         self.levels = tuple(config.quantiles)
+        middle = config.decode_index - 1
+        if not 0 <= middle < len(self.levels) or self.levels[middle] != 0.5:
+            raise ValueError(f"quantiles = {list(self.levels)} must hold 0.5 at decode_index - 1 = {middle}")
+        self.timesfm = TimesFm2_5ModelForPrediction(config)
         self.context = context
         two_heads = config.use_continuous_quantile_head
         self.horizon = min(config.horizon_length, config.output_quantile_len if two_heads else config.horizon_length)
