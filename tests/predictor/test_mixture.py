@@ -23,6 +23,7 @@ from mesp_predictor.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from mesp.types import FloatArray
     from mesp_predictor.forecaster import Mixed
@@ -50,6 +51,9 @@ class Says:
         active = np.full((len(context.counts), horizon), self.active, np.float32)
         one, grid = np.ones((len(active), 2), np.float32), np.array([0, 1], np.float32)
         return Prediction(hurdle_quantiles(active, one, grid, levels), active)
+
+    def save(self, directory: Path) -> None:
+        raise NotImplementedError
 
 
 class Fails(Says):

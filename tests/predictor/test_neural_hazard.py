@@ -10,18 +10,20 @@ import torch
 
 from mesp.types import DEFAULT_LEVELS
 from mesp_predictor.experts import neural_hazard
-from mesp_predictor.experts.base import Context
+from mesp_predictor.experts.base import Context, Training
 from mesp_predictor.experts.neural_hazard import (
     GRID,
     Network,
     NeuralHazardExpert,
     Samples,
     draw_samples,
-    fit_neural_hazard,
+    train_on,
 )
 from mesp_predictor.statistics import FEATURES, Statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
 TIMER = np.tile([0, 0, 5, 0, 0], 60).astype(np.float32)
@@ -75,6 +77,25 @@ def test_drawing_is_seeded_and_keeps_its_budget() -> None:
     assert 0.55 < first < 0.85
 
 
+def fit_on(
+    samples: Samples,
+    seed: int,
+    epochs: int,
+    progress: Callable[[float], None] = lambda _share: None,
+    network: Network | None = None,
+    rate: float = 4e-3,
+) -> NeuralHazardExpert:
+    """A network trained on samples, which examine it too."""
+    if network is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = Network()
+        features = torch.from_numpy(samples.features)
+        network.mean.copy_(features.mean(0))
+        network.spread.copy_(features.std(0, correction=0) + 1e-3)
+    return train_on(network, samples, samples, epochs, rate, Training(seed, progress))
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +109,7 @@ def samples() -> Samples:
 
 @pytest.fixture(scope="module")
 def trained(samples: Samples) -> NeuralHazardExpert:
-    return fit_neural_hazard(samples, seed=0, epochs=30)
+    return fit_on(samples, seed=0, epochs=30)
 
 
 def test_it_learns_timers_and_their_counts(trained: NeuralHazardExpert) -> None:
@@ -108,7 +129,7 @@ def test_training_is_seeded_and_leaves_torch_alone(samples: Samples) -> None:
     """A seed gives the same network bit for bit; torch's own random state and the samples are as they were."""
     few = Samples(samples.features[:500], samples.counts[:500], samples.weights[:500])
     before, copy = torch.random.get_rng_state(), few.features.copy()
-    one, two, other = (fit_neural_hazard(few, seed, epochs=1).network.state_dict() for seed in (0, 0, 1))
+    one, two, other = (fit_on(few, seed, epochs=1).network.state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     np.testing.assert_array_equal(few.features, copy)
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -120,7 +141,7 @@ def test_training_on_keeps_the_scaling(samples: Samples, trained: NeuralHazardEx
     network = Network()
     network.load_state_dict(trained.network.state_dict())
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    after = fit_neural_hazard(samples, 1, epochs=1, network=network, rate=1e-3).network.state_dict()
+    after = fit_on(samples, 1, epochs=1, network=network, rate=1e-3).network.state_dict()
     assert torch.equal(after["mean"], before["mean"])
     assert torch.equal(after["spread"], before["spread"])
     assert not torch.equal(after["body.0.weight"], before["body.0.weight"])
@@ -131,7 +152,7 @@ def test_any_number_of_samples_trains(samples: Samples, size: int) -> None:
     """Fewer samples than a batch are one batch."""
     few = Samples(samples.features[:size], samples.counts[:size], samples.weights[:size])
     told: list[float] = []
-    network = fit_neural_hazard(few, 0, epochs=2, progress=told.append).network
+    network = fit_on(few, 0, epochs=2, progress=told.append).network
     assert all(torch.isfinite(p).all() for p in network.parameters())
     assert told == sorted(told)
     assert 0 <= told[0] <= told[-1] <= 1

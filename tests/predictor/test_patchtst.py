@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as npst
 from safetensors.torch import load_file, save_file
 
 from mesp.errors import InputError
-from mesp.types import DEFAULT_LEVELS, FloatArray
-from mesp_predictor.experts.base import Context, Prediction
-from mesp_predictor.experts.patchtst import PatchTSTConfig, PatchTSTExpert, train_patchtst
+from mesp.types import DEFAULT_LEVELS, FloatArray, FunctionKey
+from mesp_predictor.experts.base import Context, Prediction, Training, TrainingSet
+from mesp_predictor.experts.patchtst import PatchTSTConfig, PatchTSTExpert, fit
 from mesp_predictor.experts.patchtst_network import (
     GRID,
     PatchTSTNetwork,
@@ -54,9 +54,15 @@ def timers(periods: range, length: int = 400) -> FloatArray:
     return np.stack([(np.arange(length) % period == 0) for period in periods]).astype(np.float32)
 
 
+def training_set(series: FloatArray) -> TrainingSet:
+    rows = len(series)
+    keys = tuple(FunctionKey(str(row), "f") for row in range(rows))
+    return TrainingSet(series, 0, np.full(rows, -1, np.int64), 1, keys, TINY.max_horizon)
+
+
 @pytest.fixture(scope="module")
 def trained() -> PatchTSTExpert:
-    return train_patchtst(timers(range(3, 33)), TINY, seed=1)
+    return fit(training_set(timers(range(3, 33))), TINY, Training(1))
 
 
 def difference(a: Prediction, b: Prediction) -> float:
@@ -110,7 +116,7 @@ def test_a_seed_gives_one_model_and_leaves_the_global_state_alone() -> None:
     config = TINY.model_copy(update={"training_steps": 3})
     counts = timers(range(3, 13))
     state = torch.random.get_rng_state()
-    models = [train_patchtst(counts, config, seed) for seed in (5, 5, 6)]
+    models = [fit(training_set(counts), config, Training(seed)) for seed in (5, 5, 6)]
     assert torch.equal(torch.random.get_rng_state(), state)
     first, again, other = (model.predict(context(counts), 5, DEFAULT_LEVELS) for model in models)
     assert difference(first, again) == 0
@@ -118,16 +124,11 @@ def test_a_seed_gives_one_model_and_leaves_the_global_state_alone() -> None:
 
 
 def test_training_tells_its_progress() -> None:
-    """The share done rises to 1, each time with a phrase."""
-    told: list[tuple[float, str]] = []
-    train_patchtst(
-        timers(range(3, 9)),
-        TINY.model_copy(update={"training_steps": 4}),
-        0,
-        lambda share, text: told.append((share, text)),
-    )
-    assert [share for share, _ in told] == [0.25, 0.5, 0.75, 1]
-    assert all("held-out loss" in text for _, text in told)
+    """The share done rises to 1."""
+    told: list[float] = []
+    config = TINY.model_copy(update={"training_steps": 4})
+    fit(training_set(timers(range(3, 9))), config, Training(0, told.append))
+    assert told == [0.25, 0.5, 0.75, 1]
 
 
 @pytest.mark.parametrize(
@@ -135,14 +136,13 @@ def test_training_tells_its_progress() -> None:
     [
         (np.zeros((1, 50), np.float32), "shape = (1, 50)"),
         (np.zeros(50, np.float32), "shape = (50,)"),
-        (np.full((3, 50), np.nan, np.float32), "finite"),
         (np.full((3, 50), -1, np.float32), "at least 0"),
     ],
 )
 def test_bad_series_are_refused_with_a_sentence(series: FloatArray, words: str) -> None:
-    """Too few functions, a wrong shape, NaN and negative counts."""
+    """Too few functions, a wrong shape, and negative counts."""
     with pytest.raises(InputError) as refusal:
-        train_patchtst(series, TINY, 0)
+        fit(training_set(series), TINY, Training(0))
     assert words in str(refusal.value)
 
 

@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from mesp.errors import InputError
 from mesp_predictor import shapes
 from mesp_predictor.checkpoint import save_model
-from mesp_predictor.experts.patchtst import PatchTSTConfig
-from mesp_predictor.training import QUICK, TrainingConfig, train, untrained_model
+from mesp_predictor.training import TrainingConfig, train, untrained_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,13 +86,17 @@ def test_a_fleet_without_shapes_is_refused(tiny_config: TrainingConfig) -> None:
 
 
 def test_horizons_must_fit_each_other() -> None:
-    """A model that may be asked for more steps than PatchTST answers is refused before it is trained."""
-    with pytest.raises(ValidationError, match=r"max_horizon = 61 must be .* at most patchtst.max_horizon = 60"):
-        TrainingConfig(max_horizon=61)
+    """A default horizon beyond the largest is refused before anything is trained."""
     with pytest.raises(ValidationError, match="default_horizon = 30"):
         TrainingConfig(default_horizon=30, max_horizon=20)
-    assert TrainingConfig(max_horizon=90, patchtst=PatchTSTConfig(max_horizon=90)).max_horizon == 90
-    assert QUICK.samples < TrainingConfig().samples
+
+
+def test_settings_of_experts_are_checked_before_anything_is_trained() -> None:
+    """An unknown family and a setting out of range are named, with what is allowed."""
+    with pytest.raises(ValidationError, match=r"unknown key experts\.oracle, allowed are seasonal"):
+        TrainingConfig(experts={"oracle": {}})
+    with pytest.raises(InputError, match=r"experts\.gbm\.rounds = 0"):
+        TrainingConfig(experts={"gbm": {"rounds": 0}}).plans()
 
 
 def test_the_untrained_model_answers_nothing_in_particular() -> None:
