@@ -31,7 +31,7 @@ from mesp_predictor.losses import quantile_loss
 from mesp_predictor.trainer import Budget, fit_network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from mesp.types import FloatArray
     from mesp_predictor.experts.base import Context, Training, TrainingSet
@@ -327,8 +327,13 @@ def _load(directory: Path, rebuild: Callable[[dict[str, Any], int], SequenceNetw
     return SequenceExpert(network, Activity(*config.activity))
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path, renamed: Mapping[str, str] | None = None) -> None:
     """Fills a network from a file of weights.
+
+    Args:
+        network: filled in place.
+        path: the file, safetensors.
+        renamed: parts of keys as the file has them, and what they are called in the network.
 
     Raises:
         InputError: the file is missing or damaged, or a key is missing, too many, of another shape, or not finite.
@@ -337,6 +342,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not readable as safetensors: {error}") from error
+    for theirs, ours in (renamed or {}).items():
+        weights = {key.replace(theirs, ours): value for key, value in weights.items()}
     expected, untied = network.state_dict(), _untied(network)
     for key in sorted(expected.keys() | weights.keys()):
         if key not in weights and key not in untied:

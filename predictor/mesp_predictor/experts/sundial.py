@@ -6,13 +6,12 @@ The published network (thuml/sundial-base-128m, 128 million parameters) forecast
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import Field, ValidationError
 
 from mesp.errors import InputError
-from mesp_predictor.experts.sequence import SequenceSettings, load_weights, sequence_family
+from mesp_predictor.experts.sequence import SequenceSettings, load_weights, read_config, sequence_family
 from mesp_predictor.experts.sundial_network import SundialConfig, SundialNetwork
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def _rebuild(config: dict[str, Any], context: int) -> SundialNetwork:
 
 def _published(directory: Path) -> SundialNetwork:
     path = directory / "config.json"
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = read_config(directory)
     known = {key: told[key] for key in SundialConfig.model_fields if key in told}
     try:
         shape = SundialConfig.model_validate(_BASE | known)

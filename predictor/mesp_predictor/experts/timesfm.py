@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +27,7 @@ from mesp_predictor.experts.sequence import (
     SequenceNetwork,
     SequenceSettings,
     load_weights,
+    read_config,
     scaled_pinball,
     sequence_family,
 )
@@ -42,6 +44,9 @@ SPREAD_FLOOR: Final = 0.03
 
 #: asinh is inverted no further out than this, which is beyond every count and finite in float32.
 SQUASHED_LIMIT: Final = 30.0
+
+#: Parts of published keys, and what transformers' modules call them.
+_RENAMED: Final = {".mlp.ff0.": ".mlp.fc1.", ".mlp.ff1.": ".mlp.fc2."}
 
 #: Steps that published weights are shown, of 16,384 that they could read.
 PUBLISHED_CONTEXT: Final = 512
@@ -148,18 +153,25 @@ def _small(settings: TimesFMSettings) -> TimesFMNetwork:
     return TimesFMNetwork(config, settings.context, squash=True)
 
 
+def _configuration(keys: dict[str, Any]) -> TimesFm2_5Config:
+    try:
+        return TimesFm2_5Config(**keys)
+    except StrictDataclassError as error:  # no ValueError; what it was raised from says it in one line
+        raise ValueError(str(error.__cause__ or error)) from error
+
+
 def _rebuild(config: dict[str, Any], context: int) -> TimesFMNetwork:
-    return TimesFMNetwork(TimesFm2_5Config.from_dict(config["timesfm"]), context, squash=config["squash"])
+    return TimesFMNetwork(_configuration(config["timesfm"]), context, squash=config["squash"])
 
 
 def _published(directory: Path) -> TimesFMNetwork:
     path = directory / "config.json"
     try:
-        config = TimesFm2_5Config.from_json_file(path)
+        config = _configuration(read_config(directory))
         network = TimesFMNetwork(config, min(config.context_length, PUBLISHED_CONTEXT), squash=False)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: does not describe a TimesFM 2.5 network: {error}") from error
-    load_weights(network.timesfm, directory / "model.safetensors")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    load_weights(network.timesfm, directory / "model.safetensors", _RENAMED)
     return network
 
 
