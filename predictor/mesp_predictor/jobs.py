@@ -13,6 +13,7 @@ starts the list again after a kill has only those jobs to do whose directory is 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -195,7 +196,7 @@ def ray_cluster(workers: int) -> Iterator[Engine]:
     started = not ray.is_initialized()
     if started:
         cores = None if "RAY_ADDRESS" in os.environ else workers  # a cluster that is there has its own
-        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     task = ray.remote(num_cpus=1)(perform)
     try:
         yield lambda job, run: task.remote(job, run.absolute()).future()
