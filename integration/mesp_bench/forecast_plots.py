@@ -7,6 +7,7 @@ The same result gives the same bytes; what was not measured is left out.
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -51,7 +52,9 @@ def forecast_figure(result: Mapping[str, Any], theme: Theme = LIGHT, *, titled: 
         FigureCanvasAgg(figure)
         axes = figure.subplots(2, 3)
         if titled:
-            figure.suptitle(headline(result), x=0.012, ha="left", fontsize=12, fontweight="bold", color=theme.ink)
+            figure.suptitle(
+                fill(headline(result), 120), x=0.012, ha="left", fontsize=13, fontweight="bold", color=theme.ink
+            )
         _scores(axes[0, 0], result, theme, "scaled_quantile_loss", "Scaled quantile loss")
         _scores(axes[0, 1], result, theme, "log_loss_next_step", "Log loss of the next minute, nats")
         _gains(axes[0, 2], result, theme)

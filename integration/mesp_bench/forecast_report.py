@@ -11,6 +11,7 @@ from rich.text import Text
 
 from mesp_bench.forecast_plots import forecast_figure
 from mesp_bench.forecast_tables import (
+    brief_table,
     comparisons_table,
     floors_table,
     headline,
@@ -72,7 +73,7 @@ def forecast_page(result: Mapping[str, Any]) -> str:
 
 def print_forecast_tables(result: Mapping[str, Any], console: Console) -> None:
     """Every model's scores, the comparisons, the slices, the result's sentence and the notes."""
-    for table in (models_table(result), comparisons_table(result), slices_table(result)):
+    for table in (brief_table(result), comparisons_table(result), slices_table(result)):
         if table.rows:
             console.print(rich_table(table))
     console.print(Text(headline(result), style="bold"))

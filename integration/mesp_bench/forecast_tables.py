@@ -13,7 +13,7 @@ from mesp_bench.tables import Row, Table
 from mesp_bench.tables import slice_title as table_title
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 ORACLE, BEST_SINGLE = "oracle", "best_single"
 
@@ -113,8 +113,22 @@ def headline(result: Mapping[str, Any]) -> str:
     )
 
 
+def brief_table(result: Mapping[str, Any]) -> Table:
+    """Every model's main scores at the top level, narrow enough for a console."""
+    keys = ("scaled_quantile_loss", "log_loss_next_step", "wql", "calibration_error", "pit_deviation")
+    rows = (
+        Row(
+            (label(model), *(_decimal(score.get(key), 2 if key == "pit_deviation" else 4) for key in keys)),
+            model == MESP,
+        )
+        for model, score in slice_models(result, None).items()
+    )
+    columns = ("model", "quantile loss", "log loss", "WQL", "calibration", "PIT, points off")
+    return Table("Every model's scores: scaled quantile loss, next minute's log loss", columns, tuple(rows))
+
+
 def models_table(result: Mapping[str, Any], name: str | None = None) -> Table:
-    """Every model's scores in a slice; None is the top level."""
+    """Every model's scores in a slice, all of them; None is the top level."""
     models = slice_models(result, name)
     timed = any(number(score.get("series_per_s")) is not None for score in models.values())
     rows = []
@@ -143,9 +157,7 @@ def comparisons_table(result: Mapping[str, Any], name: str | None = None) -> Tab
     rows = []
     for against in dict.fromkeys(entry["against"] for entry in found):
         gains = [comparison(result, against, metric, name) for metric in COMPARED]
-        rows.append(
-            Row((label(against), *_gain_cells(gains, named=against == BEST_SINGLE)), strong=against == BEST_SINGLE)
-        )
+        rows.append(Row((label(against), *map(_gain_cell, gains)), strong=against == BEST_SINGLE))
     return Table(
         title="MESP's loss is less by, % (95 % interval; negative: MESP is worse)",
         columns=("against", *COMPARED.values()),
@@ -155,21 +167,19 @@ def comparisons_table(result: Mapping[str, Any], name: str | None = None) -> Tab
 
 def slices_table(result: Mapping[str, Any]) -> Table:
     """Every slice at a glance: the mixture's scores, and its gain over the best single model and the hard assignment."""
+    metrics = ("scaled_quantile_loss", "log_loss_next_step")
     rows = []
     for name in slice_names(result):
         score = slice_models(result, name).get(MESP) or {}
-        scores = (_decimal(score.get(metric), 4) for metric in ("scaled_quantile_loss", "log_loss_next_step"))
-        against = (
-            comparison(result, other, metric, name)
-            for other in (BEST_SINGLE, "hard")
-            for metric in ("scaled_quantile_loss", "log_loss_next_step")
-        )
-        rows.append(Row((slice_title(result, name, short=True), *scores, *_gain_cells(against)), strong=name is None))
+        scores = (_decimal(score.get(metric), 4) for metric in metrics)
+        gains = (_gain_cell(comparison(result, BEST_SINGLE, metric, name)) for metric in metrics)
+        hard = _gain_cell(comparison(result, "hard", metrics[0], name))
+        rows.append(Row((slice_title(result, name, short=True), *scores, *gains, hard), strong=name is None))
     return Table(
         title="Every slice at a glance: MESP, and by how many % its loss is below others'",
         columns=(
-            "slice (functions)", "scaled quantile loss", "log loss",
-            "less than best single", "log loss", "less than hard", "log loss",
+            "slice (functions)", "quantile loss", "log loss",
+            "below best single: quantile loss", "log loss", "below hard: quantile loss",
         ),
         rows=tuple(rows),
     )  # fmt: skip
@@ -198,13 +208,10 @@ def floors_table(result: Mapping[str, Any]) -> Table | None:
     )
 
 
-def _gain_cells(gains: Any, *, named: bool = False) -> Iterator[str]:
-    for gain in gains:
-        if gain is None:
-            yield MISSING
-            continue
-        spread = f" ({gain.ci95[0]:.1f} to {gain.ci95[1]:.1f})" if gain.ci95 else ""
-        yield f"{gain.improvement_pct:.1f}{spread}" + (f", {label(gain.expert)}" if named and gain.expert else "")
+def _gain_cell(gain: Gain | None) -> str:
+    if gain is None:
+        return MISSING
+    return f"{gain.improvement_pct:.1f}" + (f" ({gain.ci95[0]:.1f} to {gain.ci95[1]:.1f})" if gain.ci95 else "")
 
 
 def _gain(gain: Gain) -> str:

@@ -111,6 +111,15 @@ def test_coverage_is_read_on_active_functions_alone() -> None:
     assert np.isnan(scores(tally.take(np.array([1])), np.ones(1))["coverage_active"]["0.9"])
 
 
+def test_a_rounded_average_covers_its_count() -> None:
+    """Experts that all say 5 are averaged to a little less in float32: 5 is covered, 6 is not."""
+    forecast = Prediction(np.full((1, 1, 4), np.nextafter(np.float32(5), np.float32(0))), np.ones((1, 1), np.float32))
+    tally = Tally.empty(1, LEVELS, 1)
+    for count in (5.0, 6.0):
+        tally.add_step(np.array([count]), np.ones(1, np.bool_), forecast, np.random.default_rng(0))
+    assert scores(tally, np.ones(1))["coverage_active"] == {"0.9": 50.0, "0.99": 50.0}
+
+
 def test_what_a_model_does_not_say_is_not_scored() -> None:
     """A row of NaN adds nothing to its function and changes nothing of the others, the randomised PIT included."""
     actual, forecast = drawn(1, 3, 2)
