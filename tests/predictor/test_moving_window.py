@@ -153,8 +153,9 @@ def test_without_a_past_the_prior_answers(trained: MovingWindowExpert) -> None:
 def test_weights_that_are_no_weights_are_refused(trained: MovingWindowExpert, tmp_path: Path) -> None:
     """Weights with another sum than 1, a prior that is not positive, and fewer weights than windows are named."""
     trained.save(tmp_path)
+    halved = (trained.weights / 2).astype(np.float32)
     damaged: tuple[tuple[FloatArray, FloatArray, str], ...] = (
-        (trained.prior, trained.weights / 2, "key weights"),
+        (trained.prior, halved, "key weights"),
         (-trained.prior, trained.weights, "key prior"),
     )
     for prior, weights, said in damaged:
