@@ -54,7 +54,7 @@ class RunManifest(BaseModel):
         data: name, checksum and size of what was learned from.
         seed: of everything random.
         config: all settings, those of the families with their defaults.
-        code: version of MESP, git revision where there is one, and versions of packages.
+        code: version of MESP, digest of the predictor's source, git revision where there is one, versions of packages.
         machine: architecture, system, cores, and the engine and processes that worked.
         started_ms: when it was first started, milliseconds since the epoch.
         ended_ms: when it was done or failed; None: it was not.
@@ -80,8 +80,8 @@ class RunManifest(BaseModel):
 
 
 def run_name(data: dict[str, Any], config: dict[str, Any]) -> str:
-    """A name that follows from data, settings and seed, so that the same command finds its own run again."""
-    digest = hashlib.sha256(json.dumps([data, config], sort_keys=True).encode()).hexdigest()[:8]
+    """A name that follows from data, settings, seed and code, so that the same command finds its own run again."""
+    digest = hashlib.sha256(json.dumps([data, config, _source()], sort_keys=True).encode()).hexdigest()[:8]
     plain = re.sub(r"[^\w.-]+", "-", str(data["name"])).strip("-.") or "data"
     return f"{plain}-{digest}-seed{config['seed']}"
 
@@ -129,21 +129,26 @@ class RunRecorder:
         """Takes the directory.
 
         Raises:
-            InputError: it cannot be written, is another process's, or holds a run of other settings or data.
+            InputError: it cannot be written, is another process's, or holds a run of other settings, data or code.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = (self.directory / "lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{self.directory}: another process trains there") from None
         except OSError as error:
             raise self._unwritable(error) from error
-        if (self.directory / "run.json").is_file():
-            self._take_up(read_run(self.directory))
-        self._manifest.started_ms = self._manifest.started_ms or self._now_ms()
-        self._log("started", code=self._manifest.code, machine=self._manifest.machine)
-        self._save()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (self.directory / "run.json").is_file():
+                self._take_up(read_run(self.directory))
+            self._manifest.started_ms = self._manifest.started_ms or self._now_ms()
+            self._log("started", code=self._manifest.code, machine=self._manifest.machine)
+            self._save()
+        except BlockingIOError:
+            self._lock.close()
+            raise InputError(f"{self.directory}: another process trains there") from None
+        except InputError:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(
@@ -175,7 +180,10 @@ class RunRecorder:
 
     def _take_up(self, before: RunManifest) -> None:
         """Goes on with the run that is there; what was logged half is dropped."""
-        was, now = ({**flat(each.config), **flat({"data": each.data})} for each in (before, self._manifest))
+        was, now = (
+            {**flat(each.config), **flat({"data": each.data}), "code.source": each.code.get("source")}
+            for each in (before, self._manifest)
+        )
         for key in sorted(was.keys() | now.keys()):
             if was.get(key) != now.get(key):
                 raise InputError(
@@ -369,10 +377,19 @@ def _code() -> dict[str, Any]:
             packages[name] = metadata.version(name)
     return {
         "mesp": mesp.__version__,
+        "source": _source(),
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "packages": packages,
     }
+
+
+def _source() -> str:
+    """Digest of the predictor's own code: what other code has done of a run is not gone on with."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _git_revision() -> str | None:
