@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mesp.types import FloatArray
     from mesp_predictor.experts.base import Expert
 
-LIGHT = ("seasonal", "intermittent", "hazard", "moving_window", "seasonal_empirical", "fft", "linear")
+LIGHT = ("seasonal", "intermittent", "hazard", "context_mixing", "moving_window", "seasonal_empirical", "fft", "linear")
 #: Light families that learn arrays.
 LEARNED = ("hazard", "moving_window", "fft", "linear")
 

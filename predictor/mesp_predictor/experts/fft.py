@@ -1,10 +1,12 @@
 """FFT extrapolation, as IceBreaker forecasts: a straight line plus the strongest harmonics, carried on past the window.
 
-After Roy, Patel and Tiwari, "IceBreaker: Warming Serverless Functions Better with Heterogeneity" (ASPLOS 2022). Two things
+After Roy, Patel and Tiwari, "IceBreaker: Warming Serverless Functions Better with Heterogeneity" (ASPLOS 2022). Three things
 make it fit for counts that are mostly zeros. The window is a whole number of hours, at most 8: the cycles that people
-write into schedules then fall on the transform's own frequencies, where the extrapolation is exact. And what the
-extrapolated number says of activity is learned: a logistic regression on it and on the spread of the residuals, fitted on
-the training set. Quantiles are the extrapolation plus the residuals' own.
+write into schedules then fall on the transform's own frequencies, where the extrapolation is exact. Only harmonics that
+stand out are kept, and the level is set to that of the last steps: else noise, and what a function did hours ago before it
+changed its ways, would come back as waves. And what the extrapolated number says of activity is learned: a logistic
+regression on it and on the spread of the residuals, fitted on the training set. Quantiles are the extrapolation plus the
+residuals' own.
 """
 
 from __future__ import annotations
@@ -35,6 +37,12 @@ CHUNK: Final = 2048
 LONGEST: Final = 480
 WHOLE: Final = 60
 
+#: A harmonic stands out with this many times the mean power: of 240 harmonics of white noise hardly one does.
+STANDS_OUT: Final = 6.0
+
+#: Steps that set the level.
+LATEST: Final = 15
+
 #: Steps of Newton's method: the loss is convex, and it has settled by then.
 NEWTON_STEPS: Final = 12
 
@@ -45,7 +53,7 @@ _INPUTS: Final = 7
 class FFTSettings(Settings):
     """How many harmonics are kept, and how many samples teach what they say of activity."""
 
-    harmonics: int = Field(24, ge=1, le=LONGEST // 2)
+    harmonics: int = Field(4, ge=1, le=LONGEST // 2)
     samples: int = Field(8_000, ge=10, description="Random windows of the training set that the regression sees.")
 
 
@@ -70,14 +78,17 @@ def _extrapolate(counts: FloatArray, harmonics: int, horizon: int) -> _Extrapola
     slope = (rise / max(n - half, 1)).astype(np.float32)[:, None]
     spectrum = scipy.fft.rfft(window - mean - slope * time, axis=1)
     spectrum[:, 0] = 0
+    power = np.abs(spectrum) ** 2
+    spectrum[power < STANDS_OUT * power.mean(axis=1, keepdims=True)] = 0
     weak = spectrum.shape[1] - harmonics
     if weak > 0:
-        np.put_along_axis(spectrum, np.argpartition(np.abs(spectrum), weak, axis=1)[:, :weak], 0, axis=1)
+        np.put_along_axis(spectrum, np.argpartition(power, weak, axis=1)[:, :weak], 0, axis=1)
     waves = scipy.fft.irfft(spectrum, n, axis=1) if n > 1 else np.zeros_like(window)
     residuals = window - (mean + slope * time + waves)
+    level = residuals[:, -LATEST:].mean(axis=1, keepdims=True)
     residuals.sort(axis=1)
     steps = np.arange(horizon)
-    return _Extrapolated(mean + slope * (time[-1] + 1 + steps) + waves[:, steps % n], residuals)
+    return _Extrapolated(mean + level + slope * (time[-1] + 1 + steps) + waves[:, steps % n], residuals)
 
 
 def _inputs(found: _Extrapolated) -> FloatArray:
