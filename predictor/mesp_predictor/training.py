@@ -22,6 +22,7 @@ from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, FunctionKey
 from mesp_predictor import pipeline
 from mesp_predictor import router as routing
 from mesp_predictor.experts import registry
+from mesp_predictor.experts.context_mixing import ContextMixingExpert
 from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert
 from mesp_predictor.jobs import Job, inline, run_jobs
 from mesp_predictor.kernels import LONGEST_GAP
@@ -43,6 +44,7 @@ DEFAULT_EXPERTS = (
     "seasonal_empirical",
     "intermittent",
     "moving_window",
+    "context_mixing",
     "hazard",
     "linear",
     "fft",
@@ -239,7 +241,7 @@ def untrained_model() -> Model:
         default_horizon=15,
         max_horizon=60,
         levels=DEFAULT_LEVELS,
-        experts=(SeasonalExpert(), IntermittentExpert(), HazardExpert(flat, strength=0.5)),
+        experts=(SeasonalExpert(), IntermittentExpert(), HazardExpert(flat, strength=0.5), ContextMixingExpert()),
         router=routing.Router(),
         centroids=np.zeros((1, bins), np.float32),
         bin_steps=10,

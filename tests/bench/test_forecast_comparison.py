@@ -220,7 +220,7 @@ def test_the_future_is_not_read(trace: Trace) -> None:
 def test_the_result_holds_what_is_promised(result: dict[str, Any]) -> None:
     """The form of `forecasts.json`: models with their scores, comparisons with intervals, every slice, a protocol."""
     assert set(result["models"]) == {
-        "mesp", "hedge", "uniform", "oracle", "seasonal", "intermittent", "hazard", "moving_average", "seasonal_naive",
+        "mesp", "hedge", "uniform", "oracle", "seasonal", "intermittent", "hazard", "context_mixing", "moving_average", "seasonal_naive",
     }  # fmt: skip
     promised = {
         "scaled_quantile_loss",
@@ -265,7 +265,7 @@ def test_the_oracle_bounds_every_expert(result: dict[str, Any]) -> None:
     """In hindsight no expert is better, in any slice and in both scores that it chooses by."""
     for models in (result["models"], *result["slices"]["by_rate_quartile"].values()):
         for metric in ("scaled_quantile_loss", "log_loss_next_step"):
-            best = min(models[name][metric] for name in ("seasonal", "intermittent", "hazard"))
+            best = min(models[name][metric] for name in ("seasonal", "intermittent", "hazard", "context_mixing"))
             assert models["oracle"][metric] <= best + 1e-12
 
 

@@ -53,7 +53,7 @@ def test_every_subject_has_its_row(result: dict[str, Any]) -> None:
     """Experts by name, the tick, the report taken in, the references; with functions, threads and memory of each."""
     whats = [row["what"] for row in result["rows"]]
     assert whats == [
-        "seasonal", "intermittent", "hazard", "mixture", "observe", "naive_loop", "auto_ets", "chronos_bolt_tiny"
+        "seasonal", "intermittent", "hazard", "context_mixing", "mixture", "observe", "naive_loop", "auto_ets", "chronos_bolt_tiny"
     ]  # fmt: skip
     assert [row["functions"] for row in result["rows"]] == [300] * 5 + [200, 20, 300]
     assert {row["threads"] for row in result["rows"]} == {2}

@@ -102,6 +102,6 @@ def test_settings_of_experts_are_checked_before_anything_is_trained() -> None:
 def test_the_untrained_model_answers_nothing_in_particular() -> None:
     """Without training there are light experts under Hedge, and a context of a day."""
     model = untrained_model()
-    assert [expert.name for expert in model.experts] == ["seasonal", "intermittent", "hazard"]
+    assert [expert.name for expert in model.experts] == ["seasonal", "intermittent", "hazard", "context_mixing"]
     assert model.router.gate is None
     assert model.context_length == 1440

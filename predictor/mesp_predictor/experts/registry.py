@@ -18,6 +18,7 @@ _FAMILIES = {
     "seasonal": ("light", "SEASONAL"),
     "intermittent": ("light", "INTERMITTENT"),
     "hazard": ("light", "HAZARD"),
+    "context_mixing": ("context_mixing", "CONTEXT_MIXING"),
     "moving_window": ("moving_window", "MOVING_WINDOW"),
     "seasonal_empirical": ("seasonal_empirical", "SEASONAL_EMPIRICAL"),
     "fft": ("fft", "FFT"),
