@@ -18,7 +18,7 @@ from mesp_predictor.experts import registry, sequence
 from mesp_predictor.experts.base import Context, Training, TrainingSet
 from mesp_predictor.experts.chronos import LEVELS, ChronosSettings
 from mesp_predictor.experts.quantile_function import Activity
-from mesp_predictor.experts.sequence import SequenceExpert, scaled_pinball
+from mesp_predictor.experts.sequence import SequenceExpert, forecast_loss
 from mesp_predictor.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def held_out_loss(expert: SequenceExpert, data: TrainingSet) -> float:
     with torch.inference_mode():
         answer = expert.network.forecast(counts, 20)
         known = torch.ones_like(future, dtype=torch.bool)
-        return float(scaled_pinball(answer, expert.network.levels, counts, future, known))
+        return float(forecast_loss(answer, expert.network.levels, counts, future, known))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,7 +168,7 @@ def test_surprises_after_silence_do_not_blow_up(trained: SequenceExpert) -> None
     gradients = [p.grad.norm() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
     network.requires_grad_(requires_grad=False)
-    assert float(loss.detach()) < 3
+    assert float(loss.detach()) < 10
     assert float(torch.stack(gradients).norm()) < 100
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from mesp.errors import InputError
 from mesp.types import FunctionKey
 from mesp_predictor.experts.base import Context, Training, TrainingSet, hurdle_quantiles
-from mesp_predictor.experts.quantile_function import ACTIVITY_FLOOR, Activity, QuantileFunction
+from mesp_predictor.experts.quantile_function import ACTIVITY_FLOOR, Activity, QuantileFunction, activity_log_loss
 from mesp_predictor.experts.sequence import (
     SequenceExpert,
     SequenceNetwork,
     SequenceSettings,
     draw_windows,
-    scaled_pinball,
+    forecast_loss,
     sequence_family,
 )
 from mesp_predictor.statistics import Statistics
@@ -131,9 +131,9 @@ def test_quantiles_agree_with_the_probability_of_activity(quantiles: FloatArray,
     found = QuantileFunction(quantiles, NINE).hurdle(active, LEVELS)
     assert np.isfinite(found).all()
     assert (np.diff(found, axis=1) >= 0).all()
-    silent = np.asarray(LEVELS) <= 1 - active[:, None]
-    assert (found[silent] == 0).all()
-    assert (found[~silent] >= 1).all()
+    beyond = np.asarray(LEVELS) - (1 - active[:, None])  # at the very hurdle rounding decides
+    assert (found[beyond < -1e-9] == 0).all()
+    assert (found[beyond > 1e-9] >= 1).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -150,6 +150,24 @@ def test_the_hurdle_is_that_of_all_experts(quantiles: FloatArray, active: Any) -
     same = hurdle_quantiles(active[:, None].astype(np.float32), positive.astype(np.float32), grid, LEVELS)[:, 0]
     inside = np.abs(np.asarray(LEVELS) - 1 + active[:, None]) > 1e-6  # at the very hurdle rounding decides
     np.testing.assert_allclose(whole.hurdle(active, LEVELS)[inside], same[inside], rtol=2e-2)
+
+
+def test_training_sees_the_activity_that_is_read_off() -> None:
+    """For quantiles that are well apart the log loss is that of `QuantileFunction.active`; equal ones have a gradient."""
+    rng = np.random.default_rng(0)
+    quantiles = np.sinh(rng.uniform(-1, 2, (200, 1)) + np.cumsum(rng.uniform(0.1, 0.3, (200, 9)), axis=1) - 1.5)
+    p = QuantileFunction(quantiles, NINE).active()
+    for occurred in (False, True):
+        loss = activity_log_loss(torch.from_numpy(quantiles), NINE, torch.full((200,), occurred)).numpy()
+        inside = (p > 1.01 * ACTIVITY_FLOOR) & (p < 1 - 1.01 * ACTIVITY_FLOOR)
+        assert inside.sum() > 100
+        np.testing.assert_allclose(loss[inside], -np.log(p if occurred else 1 - p)[inside], rtol=1e-4)
+    flat = torch.zeros(9, requires_grad=True)
+    surprised = activity_log_loss(flat, NINE, torch.tensor(True))  # one step that was active
+    surprised.backward()
+    assert surprised.isfinite()
+    assert flat.grad is not None
+    assert -100 < float(flat.grad.sum()) < 0
 
 
 # -- calibration -------------------------------------------------------------------------------------------------------
@@ -197,16 +215,17 @@ def test_windows_are_what_was_known() -> None:
 
 
 def test_the_loss_counts_known_steps_only_and_bears_a_surprise() -> None:
-    """Unknown steps do not matter; one invocation after zeros costs little more than 1; the true quantiles cost least."""
+    """Unknown steps do not matter; one invocation after zeros costs a few units; who saw it coming pays less, or nothing."""
     zeros = torch.zeros(1, 32)
     future, known = torch.tensor([[1.0, 99.0]]), torch.tensor([[True, False]])
     flat = torch.zeros(1, 2, 9)
-    loss = scaled_pinball(flat, NINE, zeros, future, known)
-    assert 1 < float(loss) < 2
-    assert float(scaled_pinball(flat, NINE, zeros, future.clamp(max=1), known)) == float(loss)
-    assert float(scaled_pinball(flat, NINE, zeros, future, torch.zeros(1, 2, dtype=torch.bool))) == 0
+    loss = forecast_loss(flat, NINE, zeros, future, known)
+    assert 1 < float(loss) < 10
+    assert float(forecast_loss(flat, NINE, zeros, future.clamp(max=1), known)) == float(loss)
+    assert float(forecast_loss(flat, NINE, zeros, future, torch.zeros(1, 2, dtype=torch.bool))) == 0
+    assert float(loss) > float(forecast_loss(flat + 0.6, NINE, zeros, future, known))
     hit = future[..., None].expand(1, 2, 9)
-    assert float(scaled_pinball(hit, NINE, zeros, future, known)) == 0
+    assert float(forecast_loss(hit, NINE, zeros, future, known)) < 1e-4
 
 
 def test_it_learns_timers(expert: SequenceExpert) -> None:

@@ -17,7 +17,7 @@ from mesp.errors import InputError
 from mesp.types import DEFAULT_LEVELS, FunctionKey
 from mesp_predictor.experts import registry
 from mesp_predictor.experts.base import Context, Expert, Training, TrainingSet
-from mesp_predictor.experts.sequence import SequenceExpert, draw_windows, scaled_pinball
+from mesp_predictor.experts.sequence import SequenceExpert, draw_windows, forecast_loss
 from mesp_predictor.experts.timesfm import TIMESFM, TimesFMNetwork, TimesFMSettings
 from mesp_predictor.statistics import Statistics
 
@@ -78,7 +78,7 @@ def held_out_loss(expert: Expert, counts: FloatArray) -> float:
     window, future, known = draw_windows(counts, 256, 64, 60, np.random.default_rng(7))
     with torch.inference_mode():
         answer = expert.network.forecast(window, 60)
-        return scaled_pinball(answer, expert.network.levels, window, future, known).item()
+        return forecast_loss(answer, expert.network.levels, window, future, known).item()
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_the_loss_is_the_mean_over_patches(net: TimesFMNetwork) -> None:
     known = torch.ones(4, 64, dtype=torch.bool)
     with torch.inference_mode():
         each = [
-            scaled_pinball(net.forecast(both[:, :end], 64), net.levels, counts, both[:, end : end + 64], known)
+            forecast_loss(net.forecast(both[:, :end], 64), net.levels, counts, both[:, end : end + 64], known)
             for end in (16, 32, 48, 64)
         ]
         torch.testing.assert_close(net.loss(counts, future, known), torch.stack(each).mean(), rtol=1e-4, atol=1e-4)

@@ -2,15 +2,18 @@
 
 A network's answer is a few quantiles of the count, here and there crossed or negative, often none above 0.9.
 `QuantileFunction` makes a whole distribution of them, `Activity` sets its probability of activity right, and
-`QuantileFunction.hurdle` bends the quantiles until they agree with that probability.
+`QuantileFunction.hurdle` bends the quantiles until they agree with that probability. `activity_log_loss` teaches a network
+what will be read off its quantiles.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
 from scipy.special import expit, logit, ndtr, ndtri  # type: ignore[import-untyped]
 
 from mesp_predictor.series import MAX_COUNT
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 ACTIVITY_FLOOR: Final = 1e-3
 #: Where quantile functions end, in standard deviations of the normal law.
 FARTHEST: Final = 4.0
+
+#: In training two nodes are at least so far apart, the ends rise at least so much a deviation (both in asinh space), and
+#: one half lies at most so many deviations out: where quantiles are equal the gradient would else be infinite, or none.
+_LEAST_GAP: Final = 0.05
+_LEAST_SLOPE: Final = 0.15
+_FARTHEST_LEARNED: Final = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +122,31 @@ class QuantileFunction:
         inside = (np.asarray(levels) - 1 + active[:, None]) / active[:, None]
         positive = self.at(1 - raw + np.clip(inside, 0, 1) * raw)
         return np.where(inside > 0, np.maximum(positive, 1), 0)
+
+
+def activity_log_loss(quantiles: torch.Tensor, levels: tuple[float, ...], active: torch.Tensor) -> torch.Tensor:
+    """The log loss of the activity that quantiles imply: read off as by `QuantileFunction.active`, but with a gradient.
+
+    Args:
+        quantiles: counts, (..., Q), in any order along Q.
+        levels: Q of them.
+        active: whether the step was active, (...) bool.
+
+    Returns:
+        Nats, (...).
+    """
+    z = torch.special.ndtri(torch.tensor(levels, device=quantiles.device))
+    value = torch.asinh(quantiles).sort(dim=-1).values
+    middle, ends = levels.index(0.5), [0, -1]
+    far = torch.tensor([-FARTHEST, FARTHEST], device=z.device)
+    slope = ((value[..., ends] - value[..., middle, None]) / (z[ends] - z[middle])).clamp(min=_LEAST_SLOPE)
+    outer = value[..., ends] + slope * (far - z[ends])
+    value = torch.cat([outer[..., :1], value, outer[..., 1:]], dim=-1)
+    z = torch.cat([far[:1], z, far[1:]])
+    threshold = math.asinh(0.5)
+    high = (value <= threshold).sum(dim=-1).clamp(1, len(z) - 1)
+    v0, v1 = (value.gather(-1, at[..., None])[..., 0] for at in (high - 1, high))
+    share = (threshold - v0) / (v1 - v0).clamp(min=_LEAST_GAP)
+    half = (z[high - 1] + share * (z[high] - z[high - 1])).clamp(-_FARTHEST_LEARNED, _FARTHEST_LEARNED)
+    loss: torch.Tensor = -torch.special.log_ndtr(torch.where(active, -half, half))
+    return loss

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from mesp.errors import InputError
 from mesp_predictor.experts.base import Family, Prediction
-from mesp_predictor.experts.quantile_function import Activity, QuantileFunction
+from mesp_predictor.experts.quantile_function import Activity, QuantileFunction, activity_log_loss
 from mesp_predictor.losses import quantile_loss
 from mesp_predictor.trainer import Budget, fit_network
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 #: Held-back windows that are the exam of a training, and those on which activity is calibrated.
 EXAM_WINDOWS: Final = 1024
 CALIBRATION_WINDOWS: Final = 2048
+#: Weight of the activity's log loss beside the quantile loss.
+ACTIVITY_WEIGHT: Final = 0.5
 
 
 class SequenceNetwork(nn.Module, ABC):
@@ -74,16 +76,18 @@ class SequenceNetwork(nn.Module, ABC):
 
         Networks that learn something else than quantiles replace it; in eval mode it draws nothing at random.
         """
-        return scaled_pinball(self.forecast(counts, future.shape[1]), self.levels, counts, future, known)
+        return forecast_loss(self.forecast(counts, future.shape[1]), self.levels, counts, future, known)
 
 
-def scaled_pinball(
+def forecast_loss(
     quantiles: Tensor, levels: tuple[float, ...], counts: Tensor, future: Tensor, known: Tensor
 ) -> Tensor:
-    """Mean quantile loss over known steps in the space asinh(x / (mean + 0.1)), the mean being the window's; a scalar.
+    """What a forecast of quantiles is trained on: the quantile loss, and the log loss of the activity they imply; a scalar.
 
-    Quantiles keep their meaning in any rising transform. In this one relative errors weigh alike, and an invocation after
-    a window of zeros is an error of 3, not of 1e5 standard deviations. The nearest steps weigh most: 1 / sqrt(h).
+    The quantile loss is taken in the space asinh(x / (mean + 0.1)), the mean being the window's. Quantiles keep their
+    meaning in any rising transform; in this one relative errors weigh alike, and an invocation after a window of zeros is
+    an error of 3, not of 1e5 standard deviations. It says little of where counts pass from 0 to 1, so that is asked for as
+    well. Of the known steps the nearest weigh most: 1 / sqrt(h).
 
     Args:
         quantiles: in counts, (B, H, Q).
@@ -94,7 +98,8 @@ def scaled_pinball(
     """
     scale = counts.mean(dim=1, keepdim=True) + 0.1
     target, answer = torch.asinh(future / scale), torch.asinh(quantiles / scale[..., None])
-    loss = quantile_loss(target, answer, torch.tensor(levels, device=counts.device)).mean(dim=2)
+    pinball = quantile_loss(target, answer, torch.tensor(levels, device=counts.device)).mean(dim=2)
+    loss = pinball + ACTIVITY_WEIGHT * activity_log_loss(quantiles, levels, future > 0)
     weight = known * torch.arange(1, future.shape[1] + 1, device=counts.device).rsqrt()
     return (weight * loss).sum() / weight.sum().clamp(min=1e-9)
 

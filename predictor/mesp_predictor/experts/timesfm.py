@@ -26,9 +26,9 @@ from mesp.errors import InputError
 from mesp_predictor.experts.sequence import (
     SequenceNetwork,
     SequenceSettings,
+    forecast_loss,
     load_weights,
     read_config,
-    scaled_pinball,
     sequence_family,
 )
 
@@ -78,14 +78,14 @@ class TimesFMNetwork(SequenceNetwork):
         return self._answers(counts, horizon, last=1)[:, 0]
 
     def loss(self, counts: Tensor, future: Tensor, known: Tensor) -> Tensor:
-        """`scaled_pinball` after every patch of windows (B, C), not after the last one alone."""
+        """`forecast_loss` after every patch of windows (B, C), not after the last one alone."""
         patch, horizon = self.timesfm.config.patch_length, future.shape[1]
         counts = counts[:, counts.shape[1] % patch :]
         answers = self._answers(counts, horizon, last=counts.shape[1] // patch)
         target = torch.cat([counts, future], dim=1)[:, patch:].unfold(1, horizon, patch)
         told = torch.cat([torch.ones_like(counts, dtype=torch.bool), known], dim=1)[:, patch:].unfold(1, horizon, patch)
         windows = counts.repeat_interleave(target.shape[1], dim=0)
-        return scaled_pinball(answers.flatten(0, 1), self.levels, windows, target.flatten(0, 1), told.flatten(0, 1))
+        return forecast_loss(answers.flatten(0, 1), self.levels, windows, target.flatten(0, 1), told.flatten(0, 1))
 
     def _answers(self, counts: Tensor, horizon: int, last: int) -> Tensor:
         """Quantiles after each of the `last` patches, (B, C) -> (B, last, horizon, Q)."""
