@@ -64,7 +64,12 @@ def load_expert(directory: Path) -> Expert:
     Raises:
         InputError: the directory is not readable as either; names file and key.
     """
-    return family(_kind(directory / "config.json")).load(directory)
+    kind = _kind(directory / "config.json")
+    try:
+        found = family(kind)
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from error
+    return found.load(directory)
 
 
 def _kind(path: Path) -> str:
