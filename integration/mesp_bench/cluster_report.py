@@ -115,7 +115,7 @@ def clusters_table(result: Mapping[str, Any]) -> Table:
         Row((reason, f"{size:,}", f"{100 * size / total:.1f}", "—", "—", "—"))
         for reason, size in result["routed_away"].items()
     ]
-    columns = ("cluster", "function-days", "% of all", "median distance", "median calls a day", "active bins %")
+    columns = ("cluster", "function days", "% of all", "median distance", "median calls a day", "active bins %")
     return Table("Clusters, and what was routed away", columns, tuple(rows))
 
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 #: Points by which a decile of the PIT may differ from its tenth.
 PIT_TOLERANCE = 2.0
-#: Gains are drawn up to this far from 0, %; intervals of slices with few functions go on beyond.
+#: Scores are drawn up to this many times the models' median.
+SCORE_SHOWN = 2.5
+#: Gains are drawn up to this far from 0, %.
 GAIN_SHOWN_PCT = 50.0
 
 _MESP_COLOUR, _OTHER_COLOUR = "#d55e00", "#0072b2"
@@ -70,36 +72,32 @@ def _scores(axes: Axes, result: Mapping[str, Any], theme: Theme, metric: str, ti
     models = result.get("models") or {}
     known = {name: value for name, score in models.items() if (value := number(score.get(metric))) is not None}
     ordered = sorted(known, key=lambda name: known[name])
+    limit = SCORE_SHOWN * float(np.median(list(known.values()))) if known else 1.0
+    axes.set_xlim(0, min(limit, 1.3 * max(known.values(), default=1.0)))
     for row, name in enumerate(ordered):
-        colour = _colour(theme, _MESP_COLOUR if name == MESP else _OTHER_COLOUR)
-        if name == ORACLE:
-            colour = to_rgb(theme.faint)
-        if ends := interval((models[name].get("ci95") or {}).get(metric)):
-            axes.plot(ends, (row, row), color=colour, linewidth=2.6 if name == MESP else 1.4, alpha=0.75)
-        axes.plot(known[name], row, "*" if name == ORACLE else "o", color=colour, markersize=9 if name == MESP else 6)
+        colour = (
+            to_rgb(theme.faint) if name == ORACLE else _colour(theme, _MESP_COLOUR if name == MESP else _OTHER_COLOUR)
+        )
+        ends = interval((models[name].get("ci95") or {}).get(metric))
+        _dot(axes, row, known[name], ends, colour, strong=name == MESP, marker="*" if name == ORACLE else "o")
     _rows(axes, [_title(name) for name in ordered], theme, bold=[name == MESP for name in ordered])
-    axes.set_xlim(left=0)
     axes.set_xlabel("lower is better; lines are 95 % intervals over functions")
 
 
 def _gains(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
     """By how much the mixture's scaled quantile loss is below the best single model's, in each slice."""
     frame(axes, theme, "Gain over the best single")
-    names, row = [], 0
-    for name in slice_names(result):
-        gain = comparison(result, "best_single", "scaled_quantile_loss", name)
-        if gain is None:
-            continue
+    names = slice_names(result)
+    gains = {name: gain for name in names if (gain := comparison(result, "best_single", "scaled_quantile_loss", name))}
+    reach = [abs(end) for gain in gains.values() for end in (gain.improvement_pct, *(gain.ci95 or ()))]
+    reach_pct = min(1.1 * max(reach, default=1.0) + 1e-9, GAIN_SHOWN_PCT)
+    axes.set_xlim(-reach_pct, reach_pct)
+    for row, (name, gain) in enumerate(gains.items()):
         colour = _colour(theme, _MESP_COLOUR if name is None else _OTHER_COLOUR)
-        if gain.ci95:
-            axes.plot(gain.ci95, (row, row), color=colour, linewidth=2.6 if name is None else 1.4, alpha=0.75)
-        axes.plot(gain.improvement_pct, row, "o", color=colour, markersize=9 if name is None else 6)
-        names.append(slice_title(result, name, short=True))
-        row += 1
-    _rows(axes, names, theme, bold=[row == 0 for row in range(len(names))])
+        _dot(axes, row, gain.improvement_pct, gain.ci95, colour, strong=name is None)
+    titles = [slice_title(result, name, short=True) for name in gains]
+    _rows(axes, titles, theme, bold=[name is None for name in gains])
     axes.axvline(0, color=theme.faint, linewidth=1)
-    left, right = axes.get_xlim()
-    axes.set_xlim(max(left, -GAIN_SHOWN_PCT), min(right, GAIN_SHOWN_PCT))
     axes.set_xlabel("scaled quantile loss less by, %; right of 0 is better")
 
 
@@ -174,6 +172,24 @@ def _shown(result: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     single = best_single(result, "log_loss_next_step")
     wanted = [("uniform", "#8a929c", 2), (single, _OTHER_COLOUR, 3), (MESP, _MESP_COLOUR, 4)]
     return [(name, colour, zorder) for name, colour, zorder in wanted if name in (result.get("models") or {})]
+
+
+def _dot(
+    axes: Axes,
+    row: int,
+    value: float,
+    ends: tuple[float, float] | None,
+    colour: tuple[float, float, float],
+    *,
+    strong: bool,
+    marker: str = "o",
+) -> None:
+    """A value with its interval; one beyond the axis is an arrow at its edge."""
+    left, right = axes.get_xlim()
+    if ends:
+        axes.plot(ends, (row, row), color=colour, linewidth=2.6 if strong else 1.4, alpha=0.75)
+    shape = "<" if value < left else ">" if value > right else marker
+    axes.plot(min(max(value, left), right), row, shape, color=colour, markersize=9 if strong else 6, clip_on=False)
 
 
 def _rows(axes: Axes, names: Sequence[str], theme: Theme, bold: Sequence[bool] = ()) -> None:

@@ -119,7 +119,7 @@ def speed_table(result: Mapping[str, Any]) -> Table:
     rows = [
         Row(
             (
-                row["what"],
+                row["what"].replace("_", " "),
                 f"{row['functions']:,}",
                 _decimal(row["seconds"], 4),
                 _decimal(row["series_per_s"], 0),
@@ -130,7 +130,7 @@ def speed_table(result: Mapping[str, Any]) -> Table:
         )
         for row in result["rows"]
     ]
-    columns = ("what", "series", "seconds", "series/s", "peak MB", *(_SHORT[name] for name in references))
+    columns = ("what", "series", "seconds", "series a second", "peak MB", *(_SHORT[name] for name in references))
     threads = result["protocol"]["threads"]
     title = f"Forecast a fleet, {threads} thread{'s' if threads > 1 else ''} (on the right: times as fast as ...)"
     return Table(title, columns, tuple(rows))

@@ -93,10 +93,8 @@ def select(
             if name in tuned and k in tuned[name][1]:
                 column = f"{name}_tuned"
                 scores[label][column] = _score(tuned_losses[name], samples, weights)
-                if (
-                    functions[label] >= FEWEST
-                    and _score(tuned_losses[name] - losses[name], samples, weights)["ci95"][1] < 0
-                ):
+                gain = _score(tuned_losses[name] - losses[name], samples, weights)
+                if functions[label] >= FEWEST and _is_better(gain):
                     kept[name].append(k)
                     in_use[column] = scores[label][column]["mean"]
         chosen[label] = min(in_use, key=lambda name: in_use[name]) if in_use else overall
@@ -117,6 +115,11 @@ def sample_losses(answers: Answers, happened: FloatArray, scale: FloatArray) -> 
     pinball = quantile_loss(happened, answers.quantiles, np.asarray(DEFAULT_LEVELS, np.float32)).mean(axis=(2, 3))
     loss: Doubles = log_loss + pinball / scale
     return loss
+
+
+def _is_better(difference: dict[str, Any]) -> bool:
+    """Whether a difference of losses is below 0 beyond its uncertainty."""
+    return bool(difference["ci95"][1] < 0)
 
 
 def _draws(samples: BoolArray, rng: np.random.Generator) -> Doubles:

@@ -207,7 +207,11 @@ def sign(directory: Path) -> None:
         ("experts/hazard/config.json", b"[", "not readable as JSON"),
         ("experts/hazard/config.json", b"3", "must be an object"),
         ("experts/hazard/model.safetensors", b"", "not readable as safetensors"),
-        ("experts/neural_hazard/config.json", b'{"kind": "neural_hazard", "features": ["mood"]}', "features are others"),
+        (
+            "experts/neural_hazard/config.json",
+            b'{"kind": "neural_hazard", "features": ["mood"]}',
+            "features are others",
+        ),
         ("experts/patchtst/config.json", b'{"kind": "patchtst", "surprise": 1}', "patchtst/config.json"),
         ("router.safetensors", None, "cannot be read as a model"),
     ],

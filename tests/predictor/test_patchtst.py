@@ -201,6 +201,7 @@ def test_the_positive_quantiles_are_those_of_the_window() -> None:
 
 def test_saved_and_loaded_the_forecast_is_the_same(trained: PatchTSTExpert, tmp_path: Path) -> None:
     """Difference 0 after a reload; two files and nothing temporary."""
+    (tmp_path / "patchtst").mkdir()
     trained.save(tmp_path / "patchtst")
     assert sorted(path.name for path in (tmp_path / "patchtst").iterdir()) == ["config.json", "model.safetensors"]
     counts = context(timers(range(3, 9)))
@@ -238,6 +239,7 @@ def test_a_damaged_directory_is_refused_naming_file_and_key(trained: PatchTSTExp
     ]  # fmt: skip
     for number, (damage, sentence) in enumerate(damages):
         directory = tmp_path / str(number)
+        directory.mkdir()
         trained.save(directory)
         damage(directory)
         with pytest.raises(InputError) as refusal:

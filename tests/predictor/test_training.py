@@ -10,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from mesp.errors import InputError
-from mesp_predictor import shapes
 from mesp_predictor.checkpoint import save_model
 from mesp_predictor.training import TrainingConfig, train, untrained_model
 
@@ -47,10 +46,16 @@ def test_the_mixture_is_worth_its_best_expert(tiny_training: Training) -> None:
 
 
 def test_progress_only_rises(tiny_training: Training) -> None:
-    """Each stage is told in one go, in order, and its share never falls or leaves [0, 1]."""
+    """Each job is told in one go, after those that it needs, and its share never falls or leaves [0, 1]."""
     told = tiny_training[1]
     stages = [stage for stage, _ in itertools.groupby(told, key=lambda item: item[0])]
-    assert stages == ["clusters", "neural_hazard", "patchtst", "router replay", "router"]
+    experts = ("seasonal", "intermittent", "hazard", "neural_hazard", "patchtst")
+    tuned = {f"tune-{name}-{cluster}" for name in ("neural_hazard", "patchtst") for cluster in (0, 1)}
+    both = {f"{kind}-{name}" for name in experts for kind in ("expert", "answers")}
+    assert sorted(stages) == sorted({"data", "clusters", "selection", "gate"} | tuned | both)
+    assert stages[:2] == ["data", "clusters"]
+    assert stages[-2:] == ["selection", "gate"]
+    assert all(stages.index(f"expert-{name}") < stages.index(f"answers-{name}") for name in experts)
     for _, group in itertools.groupby(told, key=lambda item: item[0]):
         shares = [share for _, share in group]
         assert shares == sorted(shares)
@@ -58,14 +63,9 @@ def test_progress_only_rises(tiny_training: Training) -> None:
 
 
 def test_a_seed_is_a_model(
-    tiny_training: Training,
-    tiny_fleet: FloatArray,
-    tiny_config: TrainingConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_training: Training, tiny_fleet: FloatArray, tiny_config: TrainingConfig, tmp_path: Path
 ) -> None:
     """The same counts, settings and seed give the same model, to the version."""
-    monkeypatch.setattr(shapes, "TSLEARN_MAX_WORK", 0)  # as for the first
     again = train(tiny_fleet, 28_000_000, tiny_config, lambda _stage, _share: None)
     versions = [save_model(trained.model, tmp_path / "model", {}).version for trained in (tiny_training[0], again)]
     assert versions[0] == versions[1]

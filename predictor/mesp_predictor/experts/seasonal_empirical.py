@@ -68,12 +68,10 @@ class _Base(NamedTuple):
     Attributes:
         share: of the recent steps that were active, (R, 1).
         lost: what the best period's forecasts lost lately, nats per step, (R, 1).
-        positive: quantiles of the latest positive counts, (R, G).
     """
 
     share: FloatArray
     lost: FloatArray
-    positive: FloatArray
 
 
 def _read(context: Context, horizon: int, rows: slice) -> tuple[_Cycles, _Base]:
@@ -93,7 +91,6 @@ def _read(context: Context, horizon: int, rows: slice) -> tuple[_Cycles, _Base]:
     base = _Base(
         share.astype(np.float32)[:, None],
         np.take_along_axis(loss, best[:, None], axis=1),
-        statistics.positive_quantiles()[0][rows],
     )
     return _Cycles(at, seen.astype(np.float32)), base
 
@@ -125,11 +122,12 @@ class SeasonalEmpiricalExpert:
         rows = len(context.counts)
         active = np.empty((rows, horizon), np.float32)
         quantiles = np.empty((rows, horizon, len(levels)), np.float32)
+        positive = context.statistics.positive_quantiles()[0]
         for start in range(0, rows, CHUNK):
             part = slice(start, start + CHUNK)
             cycles, base = _read(context, horizon, part)
             active[part] = _active(cycles, base, self.memory, self.doubt)
-            quantiles[part] = self._quantiles(cycles, base, active[part], levels)
+            quantiles[part] = self._quantiles(cycles, base, positive[part], active[part], levels)
         return Prediction(above_hurdle(quantiles, active, levels), active)
 
     def save(self, directory: Path) -> None:
@@ -142,15 +140,23 @@ class SeasonalEmpiricalExpert:
         learned = read_settings(directory, cls.name, _Learned)
         return cls(learned.memory, learned.doubt)
 
-    def _quantiles(self, cycles: _Cycles, base: _Base, active: FloatArray, levels: tuple[float, ...]) -> FloatArray:
-        """Quantiles of the positive counts at the levels that are left of the whole's above its zeros, (R, H, L)."""
+    def _quantiles(
+        self, cycles: _Cycles, base: _Base, positive: FloatArray, active: FloatArray, levels: tuple[float, ...]
+    ) -> FloatArray:
+        """Quantiles of the positive counts at the levels that are left of the whole's above its zeros, (R, H, L).
+
+        Args:
+            cycles: counts at the steps' phases.
+            base: what is known whatever the phase.
+            positive: quantiles of the latest positive counts, (R, G).
+            active: probability of activity, (R, H).
+            levels: of the whole, L of them.
+        """
         functions, horizon = active.shape
-        grid = base.positive.shape[1]
+        grid = positive.shape[1]
         weight = cycles.seen * (cycles.counts > 0) * self.memory ** np.arange(CYCLES, dtype=np.float32)
         each = (self.doubt * base.lost * base.share / grid)[:, None]
-        values = np.concatenate(
-            [cycles.counts, np.broadcast_to(base.positive[:, None], (functions, horizon, grid))], axis=2
-        )
+        values = np.concatenate([cycles.counts, np.broadcast_to(positive[:, None], (functions, horizon, grid))], axis=2)
         weight = np.concatenate([weight, np.broadcast_to(each, (functions, horizon, grid))], axis=2)
         order = values.argsort(axis=2)
         values = np.take_along_axis(values, order, axis=2)
