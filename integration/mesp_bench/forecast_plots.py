@@ -75,9 +75,8 @@ def _scores(axes: Axes, result: Mapping[str, Any], theme: Theme, metric: str, ti
     limit = SCORE_SHOWN * float(np.median(list(known.values()))) if known else 1.0
     axes.set_xlim(0, min(limit, 1.3 * max(known.values(), default=1.0)))
     for row, name in enumerate(ordered):
-        colour = (
-            to_rgb(theme.faint) if name == ORACLE else _colour(theme, _MESP_COLOUR if name == MESP else _OTHER_COLOUR)
-        )
+        special = {MESP: _colour(theme, _MESP_COLOUR), ORACLE: to_rgb(theme.faint)}
+        colour = special.get(name, _colour(theme, _OTHER_COLOUR))
         ends = interval((models[name].get("ci95") or {}).get(metric))
         _dot(axes, row, known[name], ends, colour, strong=name == MESP, marker="*" if name == ORACLE else "o")
     _rows(axes, [_title(name) for name in ordered], theme, bold=[name == MESP for name in ordered])
