@@ -102,7 +102,7 @@ def experts_figure(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
     with mpl.rc_context(FONT):
         figure = _figure(2.4 + 1.15 * len(experts), 1.9 + 0.52 * len(clusters), theme)
         axes = figure.subplots()
-        frame(axes, theme, "Loss of every expert on every cluster: the framed one is selected, paler is better")
+        frame(axes, theme, "Loss of every expert on every cluster: the framed one is selected, less colour is better")
         axes.grid(visible=False)
         for row, cluster in enumerate(clusters):
             scores = table["scores"][cluster]
@@ -114,7 +114,7 @@ def experts_figure(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
                 corner = (experts.index(name) - 0.47, row - 0.45)
                 colour = _lifted(_ACCENT, theme)
                 axes.add_patch(Rectangle(corner, 0.94, 0.9, fill=False, edgecolor=colour, linewidth=2.4, zorder=4))
-        axes.set_xticks(range(len(experts)), [name.replace("_", "\n", 1) for name in experts])
+        axes.set_xticks(range(len(experts)), [name.replace("_", "\n") for name in experts])
         axes.set_yticks(range(len(clusters)), [cluster_title(cluster) for cluster in clusters])
         axes.xaxis.tick_top()
         axes.set_xlim(-0.5, len(experts) - 0.5)
@@ -158,7 +158,7 @@ def _cluster(upper: Axes, lower: Axes, experiment: Experiment, cluster: int, the
         f"{len(members):,} days · {share:.0f} %", loc="right", fontsize=9.5, color=theme.faint, pad=8
     )  # fmt: skip
     for row in _spread(rows, LINES):
-        upper.plot(hours, row, color=_lifted(_SECOND, theme), linewidth=0.6, alpha=0.22)
+        upper.plot(hours, row, color=_lifted(_SECOND, theme), linewidth=0.6, alpha=0.22 + 0.6 * theme.lift)
     upper.plot(hours, centroid, color=_lifted(_ACCENT, theme), linewidth=2.0, zorder=5)
     low, high = float(centroid.min()), float(centroid.max())
     room = max(0.35 * (high - low), 0.8)
@@ -205,7 +205,7 @@ def _destinations(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
         )  # fmt: skip
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.set_xlim(0, 1.22 * max(size for _, size, _ in bars))
+    axes.set_xlim(0, 1.32 * max(size for _, size, _ in bars))
     axes.set_xlabel("function-days")
     axes.grid(visible=False, axis="y")
 

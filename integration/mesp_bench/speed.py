@@ -32,7 +32,7 @@ REFERENCES = {"naive_loop": 200, "auto_ets": 20, "chronos_bolt_tiny": 1_000}
 
 _SHORT = {"naive_loop": "naive loop", "auto_ets": "AutoETS", "chronos_bolt_tiny": "Bolt tiny"}
 
-#: Rows that forecast nothing, and so are compared with nobody.
+#: Rows that forecast nothing: they have no series a second, and are compared with nobody.
 _NO_FORECAST = frozenset({"observe"})
 
 #: What these libraries call the number of their threads.
@@ -175,7 +175,7 @@ def _row(job: Job, answer: Mapping[str, Any], threads: int) -> dict[str, Any]:
         "seconds": seconds,
         "peak_rss_mb": answer.get("peak_rss_mb"),
         "threads": threads,
-        "series_per_s": job.functions / seconds if seconds else None,
+        "series_per_s": job.functions / seconds if seconds and job.what not in _NO_FORECAST else None,
         "ratio_to": {},
     }
 
@@ -184,7 +184,7 @@ def _compare(rows: list[dict[str, Any]]) -> None:
     """Fills in every forecaster's time per function over that of each reference."""
     speeds = {row["what"]: row["series_per_s"] for row in rows if row["series_per_s"]}
     for row in rows:
-        if row["what"] in speeds.keys() - _NO_FORECAST:
+        if row["what"] in speeds:
             others = (name for name in REFERENCES if name in speeds and name != row["what"])
             row["ratio_to"] = {name: speeds[name] / speeds[row["what"]] for name in others}
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from mesp.errors import InputError
-from mesp.types import DEFAULT_LEVELS
+from mesp.types import DEFAULT_LEVELS, FunctionKey
 from mesp_predictor import checkpoint
 from mesp_predictor.checkpoint import check_target, load_forecaster, load_model, read_manifest, save_model
-from mesp_predictor.experts.base import Context
+from mesp_predictor.experts import registry
+from mesp_predictor.experts.base import Context, Training, TrainingSet
 from mesp_predictor.router import new_losses
 from mesp_predictor.statistics import Statistics
-from mesp_predictor.training import untrained_model
+from mesp_predictor.training import DEFAULT_EXPERTS, untrained_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -347,3 +348,30 @@ def test_a_model_that_cannot_be_put_back_is_not_thrown_away(model_dir: Path, mon
     (aside,) = model_dir.parent.iterdir()
     assert aside.name.startswith(".model-old-")
     assert load_model(aside / "model").experts
+
+
+# -- every family ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DEFAULT_EXPERTS)
+def test_every_family_comes_back_the_same(name: str, tiny_fleet: FloatArray, tmp_path: Path) -> None:
+    """Trained small, saved in a model nobody may write to and loaded, it answers with no difference at all."""
+    family = registry.family(name)
+    keys = tuple(FunctionKey("owner", f"app/{row}") for row in range(24))
+    data = TrainingSet(tiny_fleet, 0, np.arange(24) % 2, 2, keys, max_horizon=60)
+    expert = family.fit(data, family.smoke, Training(0))
+    model = dataclasses.replace(untrained_model(), experts=(expert,), selected=(0, 0))
+    save_model(model, tmp_path / "model", {}, {"scores": {}, "selected": {}})
+    for path in (tmp_path / "model", *(tmp_path / "model").rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    loaded = load_model(tmp_path / "model")
+    assert loaded.selected == (0, 0)
+    statistics = Statistics.empty(len(tiny_fleet))
+    for column in tiny_fleet.T:
+        statistics.update(column)
+    context = Context(480, tiny_fleet, statistics, np.arange(24) % 3 - 1)
+    one, two = (each.predict(context, 20, DEFAULT_LEVELS) for each in (expert, loaded.experts[0]))
+    np.testing.assert_array_equal(one.active, two.active)
+    np.testing.assert_array_equal(one.quantiles, two.quantiles)
+    for path in (tmp_path / "model", *(tmp_path / "model").rglob("*")):
+        path.chmod(0o755)

@@ -306,18 +306,6 @@ def test_intermittent_is_flat_and_fades() -> None:
     assert answer.active[0, 0] == pytest.approx(0.001)
 
 
-def test_intermittent_counts_have_the_smoothed_size() -> None:
-    """After a change from 2 to 10 a call, the forecast's mean is TSB's size, between the two, spread as the latest counts."""
-    counts = rows([2.0] * 100 + [10.0] * 5)
-    asked = context(counts)
-    size = float(asked.statistics.tsb[0, 1])
-    assert 2 < size < 10
-    levels = tuple(np.linspace(0.01, 0.99, 99))
-    answer = IntermittentExpert().predict(asked, 1, levels)
-    assert answer.quantiles[0, 0].mean() == pytest.approx(size, rel=0.03)
-    assert answer.quantiles[0, 0, -1] == pytest.approx(5 * answer.quantiles[0, 0, 20], rel=0.01)
-
-
 def test_hazard_reads_the_curve_of_the_cluster() -> None:
     """A function with one gap of its own follows its cluster's curve; without a cluster the fleet's, which is last."""
     curves = np.stack([np.full(LONGEST_GAP + 1, p, np.float32) for p in (0.1, 0.9, 0.4)])

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from mesp.types import DEFAULT_LEVELS
+from mesp.errors import InputError
+from mesp.types import DEFAULT_LEVELS, FunctionKey
 from mesp_predictor.experts import neural_hazard
-from mesp_predictor.experts.base import Context, Training
+from mesp_predictor.experts.base import Context, Training, TrainingSet
 from mesp_predictor.experts.neural_hazard import (
     GRID,
+    NEURAL_HAZARD,
     Network,
     NeuralHazardExpert,
+    NeuralHazardSettings,
     Samples,
     draw_samples,
     train_on,
@@ -23,6 +28,7 @@ from mesp_predictor.statistics import FEATURES, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -188,3 +194,61 @@ def test_answers_are_forecasts_and_rows_do_not_matter(
     np.testing.assert_allclose(shorter.quantiles, answer.quantiles[:, :6], rtol=1e-3)
     nobody = Context(0, np.zeros((0, 8), np.float32), Statistics.empty(0), np.zeros(0, np.int64))
     assert trained.predict(nobody, 6, (0.5,)).quantiles.shape == (0, 6, 1)
+
+
+# -- the family --------------------------------------------------------------------------------------------------------
+
+
+def training_set(functions: int = 8) -> TrainingSet:
+    rng = np.random.default_rng(2)
+    counts = rng.poisson(0.3, (functions, 120)).astype(np.float32)
+    keys = tuple(FunctionKey("owner", str(row)) for row in range(functions))
+    return TrainingSet(counts, 0, np.zeros(functions, np.int64), 1, keys, max_horizon=20)
+
+
+def test_the_family_trains_tunes_saves_and_loads(tmp_path: Path) -> None:
+    """From a training set to files and back with difference 0; tuning leaves the expert that it began with alone."""
+    small = NeuralHazardSettings(samples=2_000, epochs=1, tuning_epochs=1, tuning_rate=0.05)
+    data, training = training_set(), Training(0)
+    whole = NEURAL_HAZARD.fit(data, small, training)
+    whole.save(tmp_path)
+    loaded = NEURAL_HAZARD.load(tmp_path)
+    fleet = context(TIMER, np.zeros(300))
+    before = whole.predict(fleet, 9, DEFAULT_LEVELS)
+    np.testing.assert_array_equal(before.quantiles, loaded.predict(fleet, 9, DEFAULT_LEVELS).quantiles)
+    assert NEURAL_HAZARD.tune is not None
+    silent = dataclasses.replace(data, counts=data.counts * (np.arange(120) < 20))
+    tuned = NEURAL_HAZARD.tune(whole, silent, small, training)
+    assert not np.array_equal(tuned.predict(fleet, 9, DEFAULT_LEVELS).active, before.active)
+    np.testing.assert_array_equal(whole.predict(fleet, 9, DEFAULT_LEVELS).active, before.active)
+
+
+def test_too_little_to_learn_from_is_one_sentence() -> None:
+    """One function, and a fleet that was never invoked."""
+    with pytest.raises(InputError, match="functions to learn from = 1, must be at least 2"):
+        NEURAL_HAZARD.fit(training_set(1), NeuralHazardSettings(), Training(0))
+    dead = dataclasses.replace(training_set(), counts=np.zeros((8, 120), np.float32))
+    with pytest.raises(InputError, match="none of the functions to learn from was ever invoked"):
+        NEURAL_HAZARD.fit(dead, NeuralHazardSettings(), Training(0))
+
+
+def test_a_damaged_directory_is_refused(trained: NeuralHazardExpert, tmp_path: Path) -> None:
+    """Missing files, other features and other shapes: each sentence names the file."""
+    for number, (damage, told) in enumerate(
+        {
+            "missing": "not readable as a neural hazard",
+            "other features": "features are others than this version computes",
+            "other network": "model.safetensors",
+        }.items()
+    ):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        trained.save(directory)
+        if damage == "missing":
+            (directory / "model.safetensors").unlink()
+        elif damage == "other features":
+            (directory / "config.json").write_text('{"kind": "neural_hazard", "features": ["mood"]}')
+        else:
+            save_file({"mean": torch.zeros(3)}, directory / "model.safetensors")
+        with pytest.raises(InputError, match=told):
+            NEURAL_HAZARD.load(directory)

@@ -73,9 +73,10 @@ class SeasonalExpert:
 
 @dataclass(frozen=True, slots=True)
 class IntermittentExpert:
-    """TSB (Teunter, Syntetos and Babai, EJOR 2011): smoothed probability and size of demand, the same for every step ahead.
+    """TSB (Teunter, Syntetos and Babai, EJOR 2011): smoothed probability of demand, the same for every step ahead.
 
-    The latest positive counts give the size's spread; they are scaled so that their mean is TSB's smoothed size.
+    Its smoothed size of demand is not used: on real functions the latest counts as they were have the lower quantile loss
+    than the same counts scaled to that mean, which turns steady whole counts into fractions.
     """
 
     name = "intermittent"
@@ -84,10 +85,7 @@ class IntermittentExpert:
         """Forecasts; shapes as in `Expert.predict`."""
         statistics = context.statistics
         active = np.repeat(np.clip(statistics.tsb[:, :1], 0.001, 0.999), horizon, axis=1)
-        latest, grid = statistics.positive_quantiles()
-        seen = statistics.active_steps[:, None] > 0
-        scale = np.where(seen, statistics.tsb[:, 1:] / latest.mean(axis=1, keepdims=True), 1)
-        return Prediction(hurdle_quantiles(active, np.maximum(latest * scale, 1), grid, levels), active)
+        return _with_latest_counts(active, statistics, levels)
 
     def save(self, directory: Path) -> None:
         """Writes `config.json`; nothing is learned."""
