@@ -274,9 +274,9 @@ def _list(runs: list[RunManifest]) -> Table:
 
 
 def _comparison(names: tuple[str, str], differences: dict[str, dict[str, tuple[Any, Any]]]) -> Table:
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
 
-    table = Table("", *names)
+    table = Table(Column(no_wrap=True), *(Column(name, overflow="fold") for name in names))
     for title, pairs in differences.items():
         table.add_section()
         table.add_row(f"[bold]{title}")

@@ -99,12 +99,12 @@ class TrainingConfig(BaseModel):
         return self
 
     def plans(self) -> tuple[pipeline.Plan, ...]:
-        """How each expert comes about; the libraries of its family are loaded.
+        """How each expert comes about, in the registry's order; the libraries of its family are loaded.
 
         Raises:
             InputError: a family's settings are not allowed, or it is not installed; names key, value and what is.
         """
-        return tuple(self._plan(name, dict(said)) for name, said in self.experts.items())
+        return tuple(self._plan(name, dict(self.experts[name])) for name in registry.names() if name in self.experts)
 
     def resolved(self) -> dict[str, Any]:
         """All settings that decide the result, as JSON holds them: those of the families with their defaults, a device."""

@@ -55,7 +55,7 @@ def test_every_subject_has_its_row(result: dict[str, Any]) -> None:
     assert whats == [
         "seasonal", "intermittent", "hazard", "context_mixing", "mixture", "observe", "naive_loop", "auto_ets", "chronos_bolt_tiny"
     ]  # fmt: skip
-    assert [row["functions"] for row in result["rows"]] == [300] * 5 + [200, 20, 300]
+    assert [row["functions"] for row in result["rows"]] == [300] * 6 + [200, 20, 300]
     assert {row["threads"] for row in result["rows"]} == {2}
     assert result["rows"][0]["peak_rss_mb"] == 302
     assert result["protocol"] == {"functions": 300, "history_steps": HISTORY, "repeats": REPEATS, "threads": 2}

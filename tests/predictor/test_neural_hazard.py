@@ -224,12 +224,12 @@ def test_the_family_trains_tunes_saves_and_loads(tmp_path: Path) -> None:
 
 
 def test_too_little_to_learn_from_is_one_sentence() -> None:
-    """One function, and a fleet that was never invoked."""
+    """One function, and a fleet that nobody observed."""
     with pytest.raises(InputError, match="functions to learn from = 1, must be at least 2"):
         NEURAL_HAZARD.fit(training_set(1), NeuralHazardSettings(), Training(0))
-    dead = dataclasses.replace(training_set(), counts=np.zeros((8, 120), np.float32))
-    with pytest.raises(InputError, match="none of the functions to learn from was ever invoked"):
-        NEURAL_HAZARD.fit(dead, NeuralHazardSettings(), Training(0))
+    unknown = dataclasses.replace(training_set(), counts=np.full((8, 120), np.nan, np.float32))
+    with pytest.raises(InputError, match="none of the functions to learn from has a known count"):
+        NEURAL_HAZARD.fit(unknown, NeuralHazardSettings(), Training(0))
 
 
 def test_a_damaged_directory_is_refused(trained: NeuralHazardExpert, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from mesp.errors import InputError
 from mesp.types import DEFAULT_LEVELS, FloatArray, FunctionKey
 from mesp_predictor.experts.base import Context, Prediction, Training, TrainingSet
-from mesp_predictor.experts.patchtst import PatchTSTConfig, PatchTSTExpert, fit
+from mesp_predictor.experts.patchtst import PatchTSTConfig, PatchTSTExpert, fit, tune
 from mesp_predictor.experts.patchtst_network import (
     GRID,
     PatchTSTNetwork,
@@ -121,6 +121,18 @@ def test_a_seed_gives_one_model_and_leaves_the_global_state_alone() -> None:
     first, again, other = (model.predict(context(counts), 5, DEFAULT_LEVELS) for model in models)
     assert difference(first, again) == 0
     assert difference(first, other) > 0
+
+
+def test_tuning_trains_a_copy_on(trained: PatchTSTExpert) -> None:
+    """For timers of one period the copy does better than the whole, which stays as it was."""
+    config = TINY.model_copy(update={"tuning_steps": 40, "tuning_rate": 3e-3})
+    counts = context(timers(range(7, 8), 203))
+    before = trained.predict(counts, 5, DEFAULT_LEVELS)
+    tuned = tune(trained, training_set(np.repeat(timers(range(7, 8)), 8, axis=0)), config, Training(0))
+    after = tuned.predict(counts, 5, DEFAULT_LEVELS)
+    happened = (np.arange(203, 208) % 7 == 0)[None]
+    assert log_loss(happened, after.active).mean() < log_loss(happened, before.active).mean()
+    assert difference(trained.predict(counts, 5, DEFAULT_LEVELS), before) == 0
 
 
 def test_training_tells_its_progress() -> None:

@@ -149,7 +149,7 @@ def fit(data: TrainingSet, settings: NeuralHazardSettings, training: Training) -
     """Trains a network on samples of all functions; a share of the functions is kept aside to pick the best state.
 
     Raises:
-        InputError: fewer than 2 functions, or none was ever invoked.
+        InputError: fewer than 2 functions, or no known counts.
     """
     samples, held = _split(data, settings, training.seed)
     with torch.random.fork_rng(devices=[]):
@@ -222,9 +222,9 @@ def _split(data: TrainingSet, settings: NeuralHazardSettings, seed: int) -> tupl
         limit = max(1, settings.samples * len(rows) // functions)
         parts.append(draw_samples(data.counts[rows], data.start_step, data.max_horizon, seed, limit))
     taught, held = parts
-    if not len(taught.counts):
-        raise InputError("neural_hazard: none of the functions to learn from was ever invoked")
-    return taught, held if len(held.counts) else taught  # where only the functions kept aside are dead
+    if not (data.counts > 0).any() or not len(taught.counts):
+        raise InputError("neural_hazard: none of the functions to learn from has a known count")
+    return taught, held if len(held.counts) else taught  # where only the functions kept aside are unknown
 
 
 def _tensors(samples: Samples, device: str) -> tuple[torch.Tensor, ...]:
