@@ -190,7 +190,7 @@ def read_durations(
     csvtable.require(path, columns, (FUNCTION, "Average", "Count"))
     shared = [column for column in (OWNER, APP, FUNCTION) if column in columns and column in id_columns]
     kinds = dict.fromkeys(columns, Kind.IGNORED) | dict.fromkeys(shared, Kind.ID)
-    kinds |= {"Average": Kind.MEASURE, "Count": Kind.COUNT}
+    kinds |= {"Average": Kind.MEASURE, "Count": Kind.TOTAL}
     kinds |= {column: Kind.MEASURE_OR_EMPTY for column in PERCENTILE_COLUMNS if column in columns}
     table = csvtable.read_table(path, kinds)
     lacking = [pl.lit(None, pl.Float64).alias(column) for column in PERCENTILE_COLUMNS if column not in columns]
@@ -218,7 +218,7 @@ def read_app_memory(path: Path, apps: Collection[tuple[str, str]], memory: Mean)
     columns = csvtable.read_header(path)
     csvtable.require(path, columns, (OWNER, APP, "SampleCount", MEMORY_COLUMN))
     kinds = dict.fromkeys(columns, Kind.IGNORED) | dict.fromkeys((OWNER, APP), Kind.ID)
-    kinds |= {"SampleCount": Kind.COUNT, MEMORY_COLUMN: Kind.MEASURE}
+    kinds |= {"SampleCount": Kind.TOTAL, MEMORY_COLUMN: Kind.MEASURE}
     table = csvtable.read_table(path, kinds)
     values = table.select(MEMORY_COLUMN).to_numpy()
     samples = table.get_column("SampleCount").to_list()

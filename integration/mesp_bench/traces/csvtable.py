@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 #: Bytes parsed at once: some 5,000 functions of 1,440 minutes.
 BLOCK_BYTES = 16 << 20
 
+#: Most invocations of a step, and of a day.
 COUNT_MAX = 2**32 - 1
+TOTAL_MAX = 2**53
 
 
 class Kind(Enum):
@@ -35,15 +37,23 @@ class Kind(Enum):
 
     ID = "text that is not empty"
     COUNT = f"a whole number from 0 to {COUNT_MAX}"
+    TOTAL = f"a whole number from 0 to {TOTAL_MAX}"
     MEASURE = "a finite number of 0 or more"
     MEASURE_OR_EMPTY = "a finite number of 0 or more, or nothing"
     IGNORED = "anything"
+
+    @property
+    def most(self) -> int | None:
+        """The largest whole number that may stand in such a column; None: the column holds something else."""
+        return {Kind.COUNT: COUNT_MAX, Kind.TOTAL: TOTAL_MAX}.get(self)
 
     @property
     def dtype(self) -> type[pl.DataType]:
         """The type that polars parses the column to."""
         if self is Kind.COUNT:
             return pl.UInt32
+        if self is Kind.TOTAL:
+            return pl.UInt64
         return pl.String if self in {Kind.ID, Kind.IGNORED} else pl.Float64
 
     def allows(self, cell: str) -> bool:
@@ -56,8 +66,8 @@ class Kind(Enum):
             value = float(cell)
         except ValueError:
             return False
-        if self is Kind.COUNT:
-            return value.is_integer() and 0 <= value <= COUNT_MAX
+        if self.most is not None:
+            return value.is_integer() and 0 <= value <= self.most
         return math.isfinite(value) and value >= 0
 
 
@@ -168,16 +178,21 @@ def _parse(text: bytes, kinds: Mapping[str, Kind]) -> pl.DataFrame | None:
         frame = _read_csv(text, {name: _loose(kind) for name, kind in kinds.items()})
         if frame is None:
             return None
-        counts = pl.col([name for name, kind in kinds.items() if kind is Kind.COUNT])
-        whole = frame.select(counts.is_finite() & (counts >= 0) & (counts <= COUNT_MAX) & (counts == counts.floor()))
-        if not all(column.all(ignore_nulls=False) for column in whole):
-            return None
-        frame = frame.with_columns(counts.cast(pl.UInt32))
+        most = {name: kind.most for name, kind in kinds.items() if kind.most is not None}
+        for name, limit in most.items():
+            value = frame.get_column(name)
+            if not (value.is_finite() & (value >= 0) & (value <= limit) & (value == value.floor())).all(
+                ignore_nulls=False
+            ):
+                return None
+        frame = frame.with_columns(pl.col(name).cast(kinds[name].dtype) for name in most)
     if frame.height != text.count(b"\n") + (not text.endswith(b"\n")):
         return None  # polars skipped or split a line
     for name, kind in kinds.items():
         column = frame.get_column(name)
         if kind not in {Kind.IGNORED, Kind.MEASURE_OR_EMPTY} and column.null_count():
+            return None
+        if kind is Kind.TOTAL and not (column <= TOTAL_MAX).all():  # a smaller type would hold sums of days no more
             return None
         if kind in {Kind.MEASURE, Kind.MEASURE_OR_EMPTY} and not (column.is_finite() & (column >= 0)).all():
             return None
@@ -185,7 +200,7 @@ def _parse(text: bytes, kinds: Mapping[str, Kind]) -> pl.DataFrame | None:
 
 
 def _loose(kind: Kind) -> type[pl.DataType]:
-    return pl.Float64 if kind is Kind.COUNT else kind.dtype
+    return kind.dtype if kind.most is None else pl.Float64
 
 
 def _read_csv(text: bytes, schema: Mapping[str, type[pl.DataType]]) -> pl.DataFrame | None:
