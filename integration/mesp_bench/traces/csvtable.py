@@ -188,15 +188,18 @@ def _parse(text: bytes, kinds: Mapping[str, Kind]) -> pl.DataFrame | None:
         frame = frame.with_columns(pl.col(name).cast(kinds[name].dtype) for name in most)
     if frame.height != text.count(b"\n") + (not text.endswith(b"\n")):
         return None  # polars skipped or split a line
-    for name, kind in kinds.items():
-        column = frame.get_column(name)
-        if kind not in {Kind.IGNORED, Kind.MEASURE_OR_EMPTY} and column.null_count():
-            return None
-        if kind is Kind.TOTAL and not (column <= TOTAL_MAX).all():  # a smaller type would hold sums of days no more
-            return None
-        if kind in {Kind.MEASURE, Kind.MEASURE_OR_EMPTY} and not (column.is_finite() & (column >= 0)).all():
-            return None
+    if not all(_allowed(frame.get_column(name), kind) for name, kind in kinds.items()):
+        return None
     return frame.select([name for name, kind in kinds.items() if kind is not Kind.IGNORED])
+
+
+def _allowed(column: pl.Series, kind: Kind) -> bool:
+    """Whether a column that was parsed to the kind's type holds only what the kind allows."""
+    if kind not in {Kind.IGNORED, Kind.MEASURE_OR_EMPTY} and column.null_count():
+        return False
+    if kind is Kind.TOTAL:
+        return bool((column <= TOTAL_MAX).all())
+    return kind not in {Kind.MEASURE, Kind.MEASURE_OR_EMPTY} or bool((column.is_finite() & (column >= 0)).all())
 
 
 def _loose(kind: Kind) -> type[pl.DataType]:
