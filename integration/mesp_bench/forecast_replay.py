@@ -144,8 +144,9 @@ def combinations(
     """
     predictions = tuple(experts.values())
     usable = np.stack([answered(prediction) for prediction in predictions], axis=1)
-    weights = {HEDGE: routing.hedge(asked.losses[rows]), UNIFORM: np.ones(usable.shape, np.float32)}
-    made = {name: _combine(weight * usable, predictions, levels) for name, weight in weights.items()}
+    even = np.full(usable.shape, 1 / usable.shape[1], np.float32)
+    weights = {HEDGE: routing.hedge(asked.losses[rows]), UNIFORM: routing.Weights(even, even)}
+    made = {name: _combine(weight, usable, predictions, levels) for name, weight in weights.items()}
     if model.selected:  # its last entry is that of functions without a cluster, which is -1
         made[HARD] = _picked(predictions, np.asarray(model.selected)[asked.cluster[rows]])
     return made
@@ -210,13 +211,13 @@ def _ahead(prediction: Prediction, steps: int) -> Prediction:
     return Prediction(prediction.quantiles[:, :steps], prediction.active[:, :steps])
 
 
-def _combine(weights: FloatArray, predictions: Sequence[Prediction], levels: tuple[float, ...]) -> Prediction:
+def _combine(
+    weights: routing.Weights, usable: BoolArray, predictions: Sequence[Prediction], levels: tuple[float, ...]
+) -> Prediction:
     """The weighted forecast of those experts that answered; NaN where none did."""
-    total = weights.sum(axis=1, keepdims=True)
-    shares = (weights / np.where(total > 0, total, 1)).astype(np.float32)
     tamed = [Prediction(np.nan_to_num(p.quantiles), np.nan_to_num(p.active)) for p in predictions]
-    combined = routing.combine(shares, tamed, levels)
-    combined.active[total[:, 0] <= 0] = np.nan
+    combined = routing.combine(weights.among(usable), tamed, levels)
+    combined.active[~usable.any(axis=1)] = np.nan
     return combined
 
 

@@ -2,7 +2,8 @@
 
 Each step's gate inputs and expert forecasts wait until the step closes; then the gate takes a few gradient
 steps (Adam) on the log loss of the mixture, on that step and on a sample of the remembered past. A pull towards
-the trained weights keeps the drift bounded, and `reset` undoes it. Seeded by the step's index: the same counts in
+the trained weights keeps the drift bounded, and `reset` undoes it. What weighs the quantiles follows by the losses that
+it reads, and is not trained on. Seeded by the step's index: the same counts in
 the same order give the same gate.
 """
 
@@ -44,8 +45,8 @@ class LearningRouter:
         self.router = Router(copy.deepcopy(self._trained))
         if self._trained is None or self.router.gate is None:
             return
-        self._anchor = [p.detach().clone() for p in self._trained.parameters()]
-        self._optimizer = torch.optim.Adam(self.router.gate.parameters(), RATE)
+        self._anchor = [p.detach().clone() for p in self._trained.activity.parameters()]
+        self._optimizer = torch.optim.Adam(self.router.gate.activity.parameters(), RATE)
         self._inputs = torch.zeros((0, len(self._trained.mean)))
         self._odds = torch.zeros((0, self.router.gate.experts))
         self._active = torch.zeros(0)
@@ -81,9 +82,9 @@ class LearningRouter:
             torch.cat([now[:PRESENT_ROWS], before[past]])
             for now, before in zip(present, (self._inputs, self._odds, self._active), strict=True)
         )
-        pooled = (gate(inputs).exp() * odds).sum(dim=1)
+        pooled = (gate(inputs)[0].exp() * odds).sum(dim=1)
         loss = functional.binary_cross_entropy_with_logits(pooled, active)
-        drift = sum(((p - a) ** 2).sum() for p, a in zip(gate.parameters(), self._anchor, strict=True))
+        drift = sum(((p - a) ** 2).sum() for p, a in zip(gate.activity.parameters(), self._anchor, strict=True))
         self._optimizer.zero_grad()
         (loss + PULL * drift).backward()
         self._optimizer.step()

@@ -21,10 +21,12 @@ from mesp_predictor import shapes
 from mesp_predictor.experts.base import Context, Expert, IntArray, Prediction, hurdle_quantiles
 from mesp_predictor.forecaster import Mixed
 from mesp_predictor.learning import LearningRouter
+from mesp_predictor.refit import Refits
 from mesp_predictor.statistics import Statistics
 
 if TYPE_CHECKING:
     from mesp.types import BoolArray, FloatArray, FunctionKey
+    from mesp_predictor.refit import Election
     from mesp_predictor.series import SeriesStore
 
 logger = logging.getLogger(__name__)
@@ -70,8 +72,8 @@ class Asked:
 
     Attributes:
         predictions: of each expert; rows that an expert was not asked for are NaN.
-        weights: of the router, (R, E).
-        losses: of each expert on each function lately, (R, E, 2), as `router.score` keeps them.
+        weights: of the router, (R, E) each.
+        losses: of each expert on each function lately, (R, E, LOSSES), as `router.score` keeps them.
         cluster: index of each function's cluster, (R,); -1 for none.
     """
 
@@ -87,6 +89,7 @@ class MixtureForecaster:
     def __init__(self, model: Model, *, learn: bool = True) -> None:
         self._model = model
         self._learning = LearningRouter(model.router) if learn else None
+        self._refits = Refits(model.experts) if learn else None
         self._as_of_ms = 0
         self._functions: list[FunctionKey | None] = []
         self._statistics = Statistics.empty(0)
@@ -94,7 +97,7 @@ class MixtureForecaster:
         self._cluster: IntArray = np.zeros(0, np.int64)
         self._distances = _no_distances(0, len(model.centroids))
         self._window: FloatArray = np.zeros((0, WINDOW), np.float32)
-        self._next: FloatArray | None = None  # each expert's forecast of the step that closes next, (F, E)
+        self._next: Prediction | None = None  # each expert's forecast of the step that closes next, (F, E)
         self._ahead: Mixed | None = None  # all rows, default horizon and levels
         self.asked: Asked | None = None
 
@@ -138,6 +141,15 @@ class MixtureForecaster:
         """Number of clusters of similar functions."""
         return len(self._model.centroids)
 
+    @property
+    def elections(self) -> tuple[Election, ...]:
+        """How the latest refits of experts ended, oldest first."""
+        return () if self._refits is None else tuple(self._refits.elections)
+
+    @property
+    def _experts(self) -> tuple[Expert, ...]:
+        return self._model.experts if self._refits is None else self._refits.experts
+
     def advance(self, store: SeriesStore) -> None:
         """Learns from every step closed since the last call, and anew for rows whose past changed."""
         fresh = store.columns_since(self._as_of_ms)
@@ -153,12 +165,16 @@ class MixtureForecaster:
         history = store.window(rows, min(store.context, WINDOW + min(steps, CATCH_UP)))
         for i in range(steps):
             column = fresh[:, i]
+            left = steps - 1 - i
             self._score(column, taken)
             self._statistics.update(column)
-            left = steps - 1 - i
+            if left < CATCH_UP:
+                self._turn()
+            if self._refits is not None:
+                self._refits.expect(self._statistics)
             if 0 < left < CATCH_UP:
                 self._window = _padded(history[:, : history.shape[1] - left])
-                self._expect(_next_step(ask(self._model.experts, self._context(rows), 1, self.levels)))
+                self._expect(_next_step(ask(self._experts, self._context(rows), 1, self.levels)))
         self._as_of_ms = store.as_of_ms
         self._rebuild(store, changed)
         self._forget(taken)
@@ -195,25 +211,35 @@ class MixtureForecaster:
         distances = _no_distances(rows - len(self._distances), len(model.centroids))
         self._distances = np.concatenate([self._distances, distances])
 
-    def _expect(self, forecast: FloatArray) -> None:
-        """Keeps what each expert says of the next step, (F, E), until that step closes."""
+    def _turn(self) -> None:
+        """Refits that are due; an expert that had no answer until now is taken to have done as the others did."""
+        if self._refits is None:
+            return
+        for index in self._refits.turn(self._statistics.step):
+            others = np.arange(self._losses.shape[1]) != index
+            self._losses[:, index] = self._losses[:, others].mean(axis=1)
+
+    def _expect(self, forecast: Prediction) -> None:
+        """Keeps what each expert says of the next step until that step closes."""
         self._next = forecast
         if self._learning is not None:
             features = self._statistics.features(1)[:, 0]
-            self._learning.expect(features, forecast, self._losses, self._distances)
+            self._learning.expect(features, forecast.active, self._losses, self._distances)
 
     def _score(self, column: FloatArray, taken: IntArray) -> None:
         """Takes in how the last forecasts did on the step that closed; functions new since then had none."""
+        if self._refits is not None:
+            self._refits.learn(self._statistics.step, column, taken)
         if self._next is None:
             return
         forecast, self._next = self._next, None
-        judged = len(forecast)
+        judged = len(forecast.active)
         active, known = column[:judged] > 0, ~np.isnan(column[:judged])
         known[taken[taken < judged]] = False
         known &= self._statistics.gap[:judged] > 0  # silence before the first invocation says little of an expert
         if self._learning is not None:
             self._learning.learn(self._statistics.step, active, known)
-        routing.score(self._losses[:judged], forecast, active, known)
+        routing.score(self._losses[:judged], forecast, np.asarray(self.levels, np.float32), column[:judged], known)
 
     def _taken(self, store: SeriesStore, changed: IntArray) -> IntArray:
         """Of the changed rows those that hold another function than at the last `advance`, or none."""
@@ -222,7 +248,9 @@ class MixtureForecaster:
 
     def _forget(self, taken: IntArray) -> None:
         """A row that another function took starts with a clean slate."""
-        self._losses[taken] = routing.INITIAL_LOSS
+        self._losses[taken] = routing.new_losses(len(taken), self._losses.shape[1])
+        if self._refits is not None:
+            self._refits.forget(taken)
         self._cluster[taken] = -1
         self._distances[taken] = 1
 
@@ -254,7 +282,7 @@ class MixtureForecaster:
 
     def _mix(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> tuple[Mixed, list[Prediction]]:
         """The weighted answer for these rows, and every expert's."""
-        predictions = ask(self._model.experts, self._context(rows), horizon, levels)
+        predictions = ask(self._experts, self._context(rows), horizon, levels)
         mixed = mix(
             self._model.router if self._learning is None else self._learning.router,
             predictions,
@@ -272,7 +300,7 @@ class MixtureForecaster:
         context = Context(statistics.step, np.zeros((1, WINDOW), np.float32), statistics, np.array([-1]))
         return mix(
             model.router,
-            ask(model.experts, context, horizon, levels),
+            ask(self._experts, context, horizon, levels),
             statistics,
             routing.new_losses(1, len(model.experts)),
             _no_distances(1, len(model.centroids)),
@@ -306,21 +334,21 @@ def mix(
     sane = np.stack([_sane(p) for p in predictions], axis=1)
     predictions = [_tamed(p) for p in predictions]
     forecast = np.stack([p.active[:, 0] for p in predictions], axis=1)
-    weights = router.weights(statistics.features(1)[:, 0], forecast, losses, distances) * sane
-    total = weights.sum(axis=1, keepdims=True)
-    fallback = ~(total[:, 0] > 0)
-    even = np.full_like(weights, 1 / weights.shape[1])
-    weights = np.where(total > 0, weights / np.where(total > 0, total, 1), even)
+    weights = router.weights(statistics.features(1)[:, 0], forecast, losses, distances).among(sane)
+    fallback = ~sane.any(axis=1)
     answer = routing.combine(weights, predictions, levels)
     if fallback.any():
         plain = _own_rate(statistics.take(np.flatnonzero(fallback)), answer.active.shape[1], levels)
         answer.active[fallback], answer.quantiles[fallback] = plain.active, plain.quantiles
-    return Mixed(answer.quantiles, answer.active, weights, statistics.gap == 0, fallback)
+    return Mixed(answer.quantiles, answer.active, weights.activity, statistics.gap == 0, fallback)
 
 
-def _next_step(predictions: list[Prediction]) -> FloatArray:
-    """Each expert's probability of activity in the next step, (R, E)."""
-    return np.stack([p.active[:, 0] for p in predictions], axis=1)
+def _next_step(predictions: list[Prediction]) -> Prediction:
+    """What each expert says of the next step, experts in the place of steps: (R, E, L) and (R, E)."""
+    return Prediction(
+        np.stack([p.quantiles[:, 0] for p in predictions], axis=1),
+        np.stack([p.active[:, 0] for p in predictions], axis=1),
+    )
 
 
 def look_up(series: FloatArray, centroids: FloatArray) -> tuple[IntArray, FloatArray]:

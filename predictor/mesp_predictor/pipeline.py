@@ -286,7 +286,7 @@ def _log_losses(names: tuple[str, ...], gate: routing.Gate, samples: routing.Gat
     known = ~np.isnan(count)
     active = count[known] > 0
     odds = routing.logit(samples.forecast[half, :, 0])[known]
-    weights = routing.gate_weights(gate, samples.inputs[half][known])
+    weights = routing.gate_weights(gate, samples.inputs[half][known]).activity
     columns = {name: odds[:, i] for i, name in enumerate(names)}
     columns["mixture"] = (odds * weights).sum(axis=1)
     return {

@@ -13,7 +13,7 @@ import numpy as np
 
 from mesp.types import DEFAULT_LEVELS
 from mesp_predictor import router as routing
-from mesp_predictor.experts.base import Context
+from mesp_predictor.experts.base import Context, Prediction
 from mesp_predictor.losses import NAIVE_FLOOR
 from mesp_predictor.mixture import CLUSTER_EVERY, WINDOW, binned, look_up
 from mesp_predictor.statistics import Statistics
@@ -116,11 +116,13 @@ class Answers:
 
     Attributes:
         following: probability that each column is active, said just before it, (M, F); NaN where it was not asked.
+        counts: quantiles of each column's count, said just before it, (M, F, L); NaN likewise.
         active: probability of activity at the judged steps of every sample, (S, F, J).
         quantiles: at the judged steps, (S, F, J, L).
     """
 
     following: FloatArray
+    counts: FloatArray
     active: FloatArray
     quantiles: FloatArray
 
@@ -129,6 +131,7 @@ class Answers:
         at = chosen[sampled][..., None]
         return Answers(
             np.where(chosen, other.following, self.following),
+            np.where(chosen[..., None], other.counts, self.counts),
             np.where(at, other.active, self.active),
             np.where(at[..., None], other.quantiles, self.quantiles),
         )
@@ -139,6 +142,7 @@ def answer(expert: Expert, past: Past, *, costly: bool, progress: Callable[[floa
     functions, steps = past.counts.shape
     sampled, ahead = past.sampled, past.ahead
     following = np.full((steps, functions), np.nan, np.float32)
+    counts = np.full((steps, functions, len(DEFAULT_LEVELS)), np.nan, np.float32)
     active = np.zeros((len(sampled), functions, len(ahead)), np.float32)
     quantiles = np.zeros((*active.shape, len(DEFAULT_LEVELS)), np.float32)
     row = {int(column): i for i, column in enumerate(sampled)}
@@ -146,11 +150,11 @@ def answer(expert: Expert, past: Past, *, costly: bool, progress: Callable[[floa
         t = moment.column
         if t in row or not costly:
             said = expert.predict(moment.context, past.horizon if t in row else 1, DEFAULT_LEVELS)
-            following[t] = said.active[:, 0]
+            following[t], counts[t] = said.active[:, 0], said.quantiles[:, 0]
             if t in row:
                 active[row[t]], quantiles[row[t]] = said.active[:, ahead], said.quantiles[:, ahead]
         progress((t - past.first + 1) / (steps - past.first))
-    return Answers(following, active, quantiles)
+    return Answers(following, counts, active, quantiles)
 
 
 def clusters_over_time(past: Past) -> tuple[npt.NDArray[np.int64], BoolArray]:
@@ -168,7 +172,7 @@ def gate_samples(answers: list[Answers], past: Past, progress: Callable[[float],
     functions, steps = past.counts.shape
     losses = routing.new_losses(functions, len(answers))
     following = np.stack([each.following for each in answers], axis=2)
-    sampled = set(past.sampled.tolist())
+    sampled, levels = set(past.sampled.tolist()), np.asarray(DEFAULT_LEVELS, np.float32)
     inputs = []
     for moment in moments(past):
         t, statistics = moment.column, moment.context.statistics
@@ -176,7 +180,8 @@ def gate_samples(answers: list[Answers], past: Past, progress: Callable[[float],
             features = statistics.features(1)[:, 0]
             inputs.append(routing.gate_inputs(features, following[t], losses, moment.distances))
         column = past.counts[:, t]
-        routing.score(losses, following[t], column > 0, ~np.isnan(column) & (statistics.gap > 0))
+        said = Prediction(np.stack([each.counts[t] for each in answers], axis=1), following[t])
+        routing.score(losses, said, levels, column, ~np.isnan(column) & (statistics.gap > 0))
         progress((t + 1) / steps)
     samples = len(inputs)
     return routing.GateSamples(

@@ -1,11 +1,12 @@
 """The router: whom to trust for which function, from what it looks like and how each expert did on it lately.
 
-After each step every expert's forecast of that step is scored on every function (log loss of activity), and two
-exponentially weighted means are kept per function and expert, from the function's first invocation on. A gate network
-reads them beside the function's age and rhythm, the experts' present answers and the distances to the clusters'
-centroids, and gives the weights; what it reads is kept small, for a gate that knows functions too well trusts the
-wrong expert on others. Without
-a trained gate Hedge answers (Freund and Schapire, 1997): weights fall with the exponential of the discounted loss.
+After each step every expert's forecast of that step is scored on every function, and exponentially weighted means are
+kept per function and expert, from the function's first invocation on: two of the log loss of activity, one of the
+quantile loss of the count. Who knows *whether* a function is invoked need not know *how often*: an expert has one weight
+for its probability of activity and another for its quantiles. A gate reads the losses beside the function's age and
+rhythm, the experts' present answers and the distances to the clusters' centroids, and gives the weights; what it reads
+is kept small, for a gate that knows functions too well trusts the wrong expert on others. Without a trained gate Hedge
+answers (Freund and Schapire, 1997): weights fall with the exponential of the discounted loss.
 """
 
 from __future__ import annotations
@@ -28,9 +29,17 @@ if TYPE_CHECKING:
 
     from mesp.types import BoolArray, FloatArray
 
-#: Half-lives, in steps, of the two running means of an expert's loss on a function.
+#: Half-lives, in steps, of the running means of an expert's log loss on a function, and of its quantile loss.
 LOSS_HALF_LIVES = (30.0, 240.0)
+COUNT_HALF_LIFE = 240.0
 _LOSS_DECAY = (0.5 ** (1 / np.array(LOSS_HALF_LIVES))).astype(np.float32)
+_COUNT_DECAY = np.float32(0.5 ** (1 / COUNT_HALF_LIFE))
+#: Running means kept of each expert and function: of the log loss, then of the quantile loss.
+LOSSES = len(LOSS_HALF_LIVES) + 1
+#: Quantile loss, invocations, that is too small to tell experts apart.
+_COUNT_FLOOR = np.float32(0.01)
+#: Hedge's weight of a count falls with this power of the quantile loss.
+_COUNT_POWER = 4.0
 #: What a new function's experts are taken to have lost: a coin's log loss, which all share.
 INITIAL_LOSS = float(np.log(2))
 #: The statistics that the gate reads.
@@ -48,33 +57,50 @@ def logit(p: FloatArray) -> FloatArray:
 
 
 def new_losses(functions: int, experts: int) -> FloatArray:
-    """Running losses of functions that nobody has forecast yet, (F, E, 2)."""
-    return np.full((functions, experts, len(LOSS_HALF_LIVES)), INITIAL_LOSS, np.float32)
+    """Running losses of functions that nobody has forecast yet, (F, E, LOSSES)."""
+    losses = np.full((functions, experts, LOSSES), INITIAL_LOSS, np.float32)
+    losses[..., -1] = 0
+    return losses
 
 
-def score(losses: FloatArray, forecast: FloatArray, active: BoolArray, known: BoolArray) -> None:
+def score(losses: FloatArray, forecast: Prediction, levels: FloatArray, counts: FloatArray, known: BoolArray) -> None:
     """Takes one step's outcome into the running losses, in place.
 
     Args:
-        losses: (F, E, 2).
-        forecast: each expert's probability that the step is active, (F, E); NaN where it had no answer: not scored.
-        active: whether it was, (F,).
+        losses: (F, E, LOSSES).
+        forecast: every expert's of that step, experts in the place of steps: (F, E, L) and (F, E); NaN where one had
+            no answer: not scored.
+        levels: of the quantiles, (L,).
+        counts: what came, (F,).
         known: whether the step was observed, (F,).
     """
-    p = np.clip(forecast, _CERTAINTY, 1 - _CERTAINTY)
-    loss = -np.where(active[:, None], np.log(p), np.log1p(-p))[..., None]
-    losses += np.where(known[:, None, None] & np.isfinite(loss), (1 - _LOSS_DECAY) * (loss - losses), 0)
+    p = np.clip(forecast.active, _CERTAINTY, 1 - _CERTAINTY)
+    loss = -np.where(counts[:, None] > 0, np.log(p), np.log1p(-p))[..., None]
+    means = losses[..., :-1]
+    means += np.where(known[:, None, None] & np.isfinite(loss), (1 - _LOSS_DECAY) * (loss - means), 0)
+    error = counts[:, None, None] - forecast.quantiles
+    pinball = np.maximum(levels * error, (levels - 1) * error).mean(axis=2)
+    means = losses[..., -1]
+    means += np.where(known[:, None] & np.isfinite(pinball), (1 - _COUNT_DECAY) * (pinball - means), 0)
 
 
 def gate_inputs(features: FloatArray, forecast: FloatArray, losses: FloatArray, distances: FloatArray) -> FloatArray:
-    """What the gate reads: next-step features (R, D), expert probabilities (R, E), losses (R, E, 2), distances (R, K)."""
-    return np.concatenate(
-        [features[:, _GATE_COLUMNS], logit(forecast), losses.reshape(len(losses), -1), distances], axis=1
-    )
+    """What the gate reads.
+
+    Args:
+        features: of the next step, (R, len(FEATURES)).
+        forecast: the experts' probabilities of activity in the next step, (R, E).
+        losses: running losses, (R, E, LOSSES); of the quantile losses it sees their ratios to the experts' mean.
+        distances: to the clusters' centroids, (R, K).
+    """
+    counts = losses[..., -1] + _COUNT_FLOOR
+    relative = np.log(counts / counts.mean(axis=1, keepdims=True))
+    log_losses = losses[..., :-1].reshape(len(losses), -1)
+    return np.concatenate([features[:, _GATE_COLUMNS], logit(forecast), log_losses, relative, distances], axis=1)
 
 
 class Gate(nn.Module):
-    """Gate inputs (N, D) to log weights (N, E)."""
+    """Gate inputs (N, D) to log weights of activity and of counts, each (N, E)."""
 
     mean: torch.Tensor
     spread: torch.Tensor
@@ -82,17 +108,48 @@ class Gate(nn.Module):
     def __init__(self, experts: int, clusters: int, width: int = 32) -> None:
         super().__init__()
         self.experts = experts
-        inputs = len(GATE_FEATURES) + experts * (1 + len(LOSS_HALF_LIVES)) + clusters
+        inputs = len(GATE_FEATURES) + experts * (1 + LOSSES) + clusters
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
-        last = nn.Linear(width, experts)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.body = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), last)
+        self.activity, self.counts = (_even_network(inputs, width, experts) for _ in range(2))
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log weights, normalised over experts."""
-        return functional.log_softmax(self.body(((inputs - self.mean) / self.spread).clamp(-6, 6)), dim=1)
+        scaled = self.scaled(inputs)
+        return functional.log_softmax(self.activity(scaled), dim=1), functional.log_softmax(self.counts(scaled), dim=1)
+
+    def scaled(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs as the networks read them."""
+        return ((inputs - self.mean) / self.spread).clamp(-6, 6)
+
+
+def _even_network(inputs: int, width: int, experts: int) -> nn.Sequential:
+    """A network that weighs all experts alike until it has learned."""
+    last = nn.Linear(width, experts)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), last)
+
+
+class Weights(NamedTuple):
+    """Weights over E experts of R functions; rows sum to 1.
+
+    Attributes:
+        activity: of their log odds of activity, (R, E).
+        counts: of their quantiles, (R, E).
+    """
+
+    activity: FloatArray
+    counts: FloatArray
+
+    def among(self, usable: BoolArray) -> Weights:
+        """The same among usable experts alone, (R, E); even among all where none is, or none of those had any weight."""
+        return Weights(*(_normalised(part * usable) for part in self))
+
+
+def _normalised(weights: FloatArray) -> FloatArray:
+    total = weights.sum(axis=1, keepdims=True)
+    return np.where(total > 0, weights / np.where(total > 0, total, 1), 1 / weights.shape[1]).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,36 +164,42 @@ class Router:
 
     def weights(
         self, features: FloatArray, forecast: FloatArray, losses: FloatArray, distances: FloatArray
-    ) -> FloatArray:
-        """Weights of the experts, (R, E), rows sum to 1; arguments as in `gate_inputs`."""
+    ) -> Weights:
+        """Weights of the experts; arguments as in `gate_inputs`."""
         if self.gate is None:
             return hedge(losses)
         return gate_weights(self.gate, gate_inputs(features, forecast, losses, distances))
 
 
-def gate_weights(gate: Gate, inputs: FloatArray) -> FloatArray:
-    """Weights (R, E) that a trained gate gives for its inputs (R, D)."""
+def gate_weights(gate: Gate, inputs: FloatArray) -> Weights:
+    """Weights that a trained gate gives for its inputs (R, D)."""
     with torch.inference_mode():
-        return np.asarray(gate(torch.from_numpy(inputs)).exp().numpy(), np.float32)
+        return Weights(*(np.asarray(part.exp().numpy(), np.float32) for part in gate(torch.from_numpy(inputs))))
 
 
-def hedge(losses: FloatArray) -> FloatArray:
-    """Hedge with learning rate 1 on losses discounted with the longer half-life, (R, E)."""
+def hedge(losses: FloatArray) -> Weights:
+    """Hedge on running losses (R, E, LOSSES): learning rate 1 on log losses discounted with the longer half-life.
+
+    Counts have no unit that all functions share: there the weight falls with a power of the loss, whose exponent is the
+    regret in its logarithm.
+    """
     memory = 1 / (1 - _LOSS_DECAY[-1])
-    regret = losses[..., -1] - losses[..., -1].min(axis=1, keepdims=True)
-    weights = np.exp(-memory * regret)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+    regret = losses[..., -2] - losses[..., -2].min(axis=1, keepdims=True)
+    counts = losses[..., -1] + _COUNT_FLOOR
+    return Weights(
+        _normalised(np.exp(-memory * regret)), _normalised((counts.min(axis=1, keepdims=True) / counts) ** _COUNT_POWER)
+    )
 
 
-def combine(weights: FloatArray, predictions: Sequence[Prediction], levels: tuple[float, ...]) -> Prediction:
+def combine(weights: Weights, predictions: Sequence[Prediction], levels: tuple[float, ...]) -> Prediction:
     """The weighted answer: log odds of activity and quantiles averaged over experts, made coherent.
 
     Averaging log odds is the logarithmic opinion pool, which keeps experts' sharpness; averaging quantiles is
     Vincentization. Coherent: the quantile at level q is 0 where q <= 1 - active, at least 1 above.
     """
-    odds = sum(w[:, None] * logit(p.active) for w, p in zip(weights.T, predictions, strict=True))
+    odds = sum(w[:, None] * logit(p.active) for w, p in zip(weights.activity.T, predictions, strict=True))
     active = (1 / (1 + np.exp(-odds))).astype(np.float32)
-    quantiles = sum(w[:, None, None] * p.quantiles for w, p in zip(weights.T, predictions, strict=True))
+    quantiles = sum(w[:, None, None] * p.quantiles for w, p in zip(weights.counts.T, predictions, strict=True))
     positive = np.asarray(levels, np.float32) > 1 - active[..., None]
     return Prediction(np.where(positive, np.maximum(quantiles, 1), 0).astype(np.float32), active)
 
@@ -224,10 +287,12 @@ def _tensors(samples: GateSamples, rows: BoolArray) -> _Tensors:
 
 
 def _gate_loss(gate: Gate, samples: _Tensors, level: torch.Tensor) -> torch.Tensor:
-    """Log loss of activity plus a fifth of the scaled quantile loss, per sample and step ahead, (N, S)."""
-    weights = gate(samples.inputs).exp()
-    pooled = torch.einsum("ne,nes->ns", weights, samples.odds)
-    mixed = torch.einsum("ne,nesl->nsl", weights, samples.quantiles)
+    """Log loss of activity plus scaled quantile loss, per sample and step ahead, (N, S)."""
+    activity, shares = gate(samples.inputs)
+    pooled = torch.einsum("ne,nes->ns", activity.exp(), samples.odds)
+    mixed = torch.einsum("ne,nesl->nsl", shares.exp(), samples.quantiles)
+    positive = level > torch.sigmoid(-pooled.detach())[..., None]
+    mixed = torch.where(positive, mixed.clamp(min=1), 0)  # as `combine` does
     known = ~torch.isnan(samples.counts)
     counts = samples.counts.nan_to_num()
     error = (counts[..., None] - mixed) / samples.scale[:, None, None]
@@ -235,7 +300,7 @@ def _gate_loss(gate: Gate, samples: _Tensors, level: torch.Tensor) -> torch.Tens
     log_loss = functional.binary_cross_entropy_with_logits(pooled, (counts > 0).float(), reduction="none")
     importance = torch.ones(counts.shape[1])
     importance[0] = 2.0  # decisions hang on the next step
-    return (log_loss + 0.2 * pinball) * known * importance
+    return (importance * log_loss + pinball) * known
 
 
 def _examine(gate: Gate, exam: _Tensors, level: torch.Tensor) -> float:

@@ -11,7 +11,7 @@ what gap followed the last time the previous gap was this long.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,6 +113,7 @@ class Statistics:
     tsb: FloatArray
     latest_counts: FloatArray
     mixers: FloatArray
+    _features: FloatArray | None = field(default=None, init=False, repr=False, compare=False)  # laid out last
 
     @classmethod
     def empty(cls, rows: int, step: int = 0) -> Statistics:
@@ -157,23 +158,30 @@ class Statistics:
         """Replaces these rows by another's; both must be at the same step."""
         for name in _ARRAYS:
             getattr(self, name)[rows] = getattr(other, name)
+        self._features = None
 
     def grow(self, rows: int) -> None:
         """Appends never observed functions until there are `rows`."""
         extra = Statistics.empty(rows - len(self), self.step)
         for name in _ARRAYS:
             setattr(self, name, np.concatenate([getattr(self, name), getattr(extra, name)]))
+        self._features = None
 
     def update(self, counts: FloatArray) -> None:
         """Takes in one step's counts, (R,); NaN where missing."""
         kernels.update(self.step, np.ascontiguousarray(counts, np.float32), *(getattr(self, name) for name in _ARRAYS))
         self.step += 1
+        self._features = None
 
     def features(self, horizon: int) -> FloatArray:
-        """What is known about each of the next `horizon` steps, (R, H, len(FEATURES)) float32, all finite."""
-        out = np.empty((len(self), horizon, len(FEATURES)), np.float32)
-        kernels.features(self.step, out, *(getattr(self, name) for name in _ARRAYS))
-        return out
+        """What is known about each of the next `horizon` steps, (R, H, len(FEATURES)) float32, all finite.
+
+        Laid out once for everybody who asks before the next update: not to be written to.
+        """
+        if self._features is None or self._features.shape[1] < horizon:
+            self._features = np.empty((len(self), horizon, len(FEATURES)), np.float32)
+            kernels.features(self.step, self._features, *(getattr(self, name) for name in _ARRAYS))
+        return self._features[:, :horizon]
 
     def renewal(self, curves: FloatArray, curve: IntArray, strength: float, horizon: int) -> FloatArray:
         """Probability of activity in each of the next steps, (R, H), were gaps independent draws.
@@ -215,4 +223,4 @@ def _new_mixers(rows: int) -> FloatArray:
     return weights
 
 
-_ARRAYS = tuple(field.name for field in fields(Statistics))[1:]
+_ARRAYS = tuple(each.name for each in fields(Statistics) if each.init and each.name != "step")

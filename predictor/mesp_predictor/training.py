@@ -23,6 +23,7 @@ from mesp_predictor import pipeline
 from mesp_predictor import router as routing
 from mesp_predictor.experts import registry
 from mesp_predictor.experts.context_mixing import ContextMixingExpert
+from mesp_predictor.experts.gbm import GbmExpert
 from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert
 from mesp_predictor.jobs import Job, inline, run_jobs
 from mesp_predictor.kernels import LONGEST_GAP
@@ -232,7 +233,7 @@ def smoke_rows(counts: FloatArray) -> IntArray:
 
 
 def untrained_model() -> Model:
-    """A model that knows nothing yet: light experts with a flat prior, weighed by Hedge."""
+    """A model that knows nothing yet: light experts with a flat prior, trees yet to be grown, weighed by Hedge."""
     bins = 144
     flat = np.full((2, LONGEST_GAP + 1), 0.02, np.float32)
     return Model(
@@ -241,7 +242,13 @@ def untrained_model() -> Model:
         default_horizon=15,
         max_horizon=60,
         levels=DEFAULT_LEVELS,
-        experts=(SeasonalExpert(), IntermittentExpert(), HazardExpert(flat, strength=0.5), ContextMixingExpert()),
+        experts=(
+            SeasonalExpert(),
+            IntermittentExpert(),
+            ContextMixingExpert(),
+            HazardExpert(flat, strength=0.5),
+            GbmExpert.new(),
+        ),
         router=routing.Router(),
         centroids=np.zeros((1, bins), np.float32),
         bin_steps=10,

@@ -7,7 +7,7 @@ in the context's `statistics`, which are kept once for all experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from mesp.types import FloatArray, FunctionKey
+    from mesp_predictor.experts.samples import Samples
     from mesp_predictor.statistics import Statistics
 
 IntArray = npt.NDArray[np.int64]
@@ -71,6 +72,19 @@ class Expert(Protocol):
 
     def save(self, directory: Path) -> None:
         """Writes `config.json`, with its family under `kind`, and what was learned into an existing, empty directory."""
+        ...
+
+
+@runtime_checkable
+class Refittable(Expert, Protocol):
+    """An expert cheap enough to learn from the fleet's own past again and again while it serves."""
+
+    def activity(self, features: FloatArray) -> FloatArray:
+        """Probability of activity by features alone, (N, len(FEATURES)) -> (N,); NaN where it knows nothing yet."""
+        ...
+
+    def refitted(self, lessons: Samples, seed: int) -> Refittable:
+        """This expert as it was trained, and what the lessons add to that; itself stays as it is."""
         ...
 
 
