@@ -1,4 +1,4 @@
-"""`mesp predictor`: the sidecar's own commands, and training, which reads traces and so lives in the workbench."""
+"""`mesp predictor`: the sidecar's own commands; training, which reads traces and so lives in the workbench; what came of it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ def train(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; goes before the file's.")] = None,
     engine: Annotated[EngineName, typer.Option(help="Processes here, or a Ray cluster.")] = EngineName.PROCESSES,
+    attribution: Annotated[
+        str | None, typer.Option(help="Whose the trace is and under which licence, for the model's manifest.")
+    ] = None,
     mlflow: Annotated[
         str | None, typer.Option(help="MLflow tracking URI that is given the run when it is done.")
     ] = None,
@@ -75,13 +78,45 @@ def train(
     client = mlflow_client(mlflow) if mlflow else None
     fleet = load_trace(trace)
     directory = run or runs / run_name(_about(fleet), resolved)
+    settings_file = config.name if config and config.is_absolute() else config
+    named = {"--trace": fleet.name, "--config": settings_file, "--seed": seed, "--attribution": attribution}
+    origin = {
+        "data": _about(fleet),
+        "attribution": attribution,
+        "command": _command(named, *(["--quick"] if quick else []), *(["--smoke"] if smoke else [])),
+    }
     if smoke or not (directory / "run.json").is_file():
-        _smoke(fleet, settings.smoke(), out if smoke else None)
+        _smoke(fleet, settings.smoke(), origin, out if smoke else None)
     if smoke:
         return
-    _train(fleet, settings, directory, out, engine, workers or settings.workers or os.cpu_count() or 1)
+    _train(fleet, settings, origin, directory, out, engine, workers or settings.workers or os.cpu_count() or 1)
     if client is not None:
         publish(directory, client, (out / "manifest.json", out / "experts.json"))
+
+
+@app.command()
+def show(
+    model: Annotated[
+        Path | None, typer.Option(help="A trained model directory; without it the model that MESP ships.")
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Show what a model is: version, the data it learned from and whose they are, experts, clusters, scores, size.
+
+    Example: mesp predictor show --model models/small
+    """
+    import json  # noqa: PLC0415
+
+    from rich.console import Console  # noqa: PLC0415
+
+    from mesp_predictor.checkpoint import default_model, describe  # noqa: PLC0415
+
+    about = describe(model or default_model())
+    if as_json:
+        typer.echo(json.dumps(about, indent=2))
+    else:
+        Console().print(_card(about))
 
 
 @app.command("runs")
@@ -140,7 +175,15 @@ def _about(fleet: Trace) -> dict[str, Any]:
     return {"name": fleet.name, "checksum": fleet.checksum, "functions": functions, "steps": steps}
 
 
-def _smoke(fleet: Trace, settings: TrainingConfig, out: Path | None) -> None:
+def _command(named: dict[str, Any], *flags: str) -> str:
+    """The training command with all that decides the model; where files lay, and what it ran on, stays out."""
+    import shlex  # noqa: PLC0415
+
+    words = [word for option, value in named.items() if value is not None for word in (option, str(value))]
+    return shlex.join(["mesp", "predictor", "train", *words, *flags])
+
+
+def _smoke(fleet: Trace, settings: TrainingConfig, origin: dict[str, Any], out: Path | None) -> None:
     """Trains, saves and loads a model of the same families on some functions of the last day, and says so."""
     import tempfile  # noqa: PLC0415
     import time  # noqa: PLC0415
@@ -160,7 +203,7 @@ def _smoke(fleet: Trace, settings: TrainingConfig, out: Path | None) -> None:
         trained = train_model(counts[rows], fleet.start_minute + fleet.minutes - steps, settings, progress, keys=keys)
         with tempfile.TemporaryDirectory() as scratch:
             directory = out or Path(scratch) / "model"
-            _save(trained, directory, fleet, settings)
+            _save(trained, directory, origin, settings)
             load_model(directory)
     took_s = time.monotonic() - began_s
     where = f", in {out}" if out else ""
@@ -168,7 +211,13 @@ def _smoke(fleet: Trace, settings: TrainingConfig, out: Path | None) -> None:
 
 
 def _train(
-    fleet: Trace, settings: TrainingConfig, directory: Path, out: Path, engine: EngineName, workers: int
+    fleet: Trace,
+    settings: TrainingConfig,
+    origin: dict[str, Any],
+    directory: Path,
+    out: Path,
+    engine: EngineName,
+    workers: int,
 ) -> None:
     """Trains, or goes on with a run, and writes the model."""
     import time  # noqa: PLC0415
@@ -195,7 +244,7 @@ def _train(
                 run=directory,
                 engine=submit,
             )
-        version = _save(trained, out, fleet, settings)
+        version = _save(trained, out, origin, settings)
         record.done({"next_step_log_loss": trained.log_loss}, version)
     scores = ", ".join(f"{name} {loss:.4f}" for name, loss in trained.log_loss.items())
     typer.echo(f"Model {version} in {out}. Next-step log loss on functions kept apart: {scores}.")
@@ -207,12 +256,15 @@ def _engine(name: EngineName, workers: int) -> AbstractContextManager[Engine]:
     return ray_cluster(workers) if name is EngineName.RAY else processes(workers)
 
 
-def _save(trained: Trained, out: Path, fleet: Trace, settings: TrainingConfig) -> str:
-    """Writes the model with its provenance, which tells neither time nor place; returns its version."""
+def _save(trained: Trained, out: Path, origin: dict[str, Any], settings: TrainingConfig) -> str:
+    """Writes the model with its provenance, which tells neither time nor place; returns its version.
+
+    `origin` is the data, their attribution and the command.
+    """
     from mesp_predictor.checkpoint import save_model  # noqa: PLC0415
 
     about = {
-        "data": _about(fleet),
+        **origin,
         "config": settings.resolved(),
         "next_step_log_loss": trained.log_loss,
         "cluster_sizes": trained.cluster_sizes,
@@ -248,6 +300,40 @@ def _bars(title: str) -> Iterator[Callable[[str, float], None]]:
 
         yield told
         bars.update(whole, total=1, completed=1)
+
+
+def _card(about: dict[str, Any]) -> Table:
+    """`describe` for people: a line for each thing to know, scores last, best first."""
+    from rich.table import Table  # noqa: PLC0415
+
+    training = about["training"]
+    data, losses = training.get("data") or {}, training.get("next_step_log_loss") or {}
+    tuned = (f"{name} ({len(clusters)} clusters)" for name, clusters in about["tuned"].items() if clusters)
+    best = zip(
+        [*range(about["clusters"]), "none"], (about["experts"][index] for index in about["selected"]), strict=False
+    )
+    lines = {
+        "version": about["version"],
+        "size": f"{about['size_bytes'] / 2**20:.2f} MiB",
+        "data": data and f"{data['name']}: {data['functions']} functions, {data['steps']} steps",
+        "SHA-256": data.get("checksum"),
+        "attribution": training.get("attribution"),
+        "command": training.get("command"),
+        "step": f"{about['step_ms'] / 1000:g} s",
+        "horizon": f"{about['default_horizon']} steps, at most {about['max_horizon']}",
+        "experts": ", ".join(about["experts"]),
+        "fine-tuned": ", ".join(tuned),
+        "clusters": f"{about['clusters']}, of {', '.join(map(str, training.get('cluster_sizes', ())))} function-days",
+        "best by cluster": ", ".join(f"{cluster} {name}" for cluster, name in best),
+    }
+    table = Table("", "", show_header=False, caption="log loss of the next step, on functions kept apart")
+    table.columns[1].overflow = "fold"
+    for name, line in lines.items():
+        table.add_row(name, line or "-")
+    table.add_section()
+    for name in sorted(losses, key=lambda name: losses[name]):
+        table.add_row(name, f"{losses[name]:.4f}")
+    return table
 
 
 def _list(runs: list[RunManifest]) -> Table:

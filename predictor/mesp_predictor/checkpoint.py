@@ -10,7 +10,7 @@
     experts/<name>-<cluster>/     the same, fine-tuned for one cluster
 
 The version is a checksum over all other files and over what the manifest says of the model, so two directories of the
-same version are the same model.
+same version are the same model. One such directory comes with MESP (`default_model`) and answers where no other is named.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ from mesp_predictor.router import Gate, Router
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mesp.types import FloatArray
     from mesp_predictor.experts.base import Expert
     from mesp_predictor.forecaster import Forecaster
 
 #: Raised by one when a reader of the former format would misread the directory.
 FORMAT = 2
+#: The model that comes with MESP; docs/models.md has the command that trained it.
+DEFAULT_MODEL = Path(__file__).with_name("default_model")
 #: All that a model directory holds.
 _CONTENT = {"manifest.json", "clusters.safetensors", "router.safetensors", "experts.json", "experts"}
 
@@ -134,21 +137,43 @@ def check_target(directory: Path) -> None:
         raise InputError(f"{directory}: holds files that are no model (no manifest.json); choose another directory")
 
 
+def default_model() -> Path:
+    """The directory of the model that comes with MESP.
+
+    Raises:
+        InputError: this installation lacks it.
+    """
+    if not (DEFAULT_MODEL / "manifest.json").is_file():
+        raise InputError(
+            f"{DEFAULT_MODEL}: this installation of MESP lacks its model; `mesp predictor train` makes one"
+        )
+    return DEFAULT_MODEL
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """What a model directory holds and where it comes from, as JSON: its manifest, clusters, and the bytes of its files.
+
+    Raises:
+        InputError: the directory is missing, of another format, incomplete, or its content is not its version's.
+    """
+    manifest = _whole_manifest(directory)
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {
+        **manifest.model_dump(mode="json"),
+        "clusters": len(_centroids(directory)),
+        "size_bytes": sum(path.stat().st_size for path in files),
+    }
+
+
 def load_model(directory: Path) -> Model:
     """Reads a model directory.
 
     Raises:
         InputError: the directory is missing, of another format, incomplete, or its content is not its version's.
     """
-    manifest = read_manifest(directory)
+    manifest = _whole_manifest(directory)
     try:
-        found = _version(directory, manifest)
-        if manifest.version != found:
-            raise InputError(
-                f"{directory}: the files' checksum is {found}, manifest.json says {manifest.version}: "
-                "incomplete or altered"
-            )
-        centroids = load_file(directory / "clusters.safetensors")["centroids"].numpy()
+        centroids = _centroids(directory)
         experts = tuple(
             _load_expert(directory / "experts", name, manifest.tuned.get(name, ())) for name in manifest.experts
         )
@@ -191,6 +216,25 @@ def read_manifest(directory: Path) -> Manifest:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {key} = {first['input']!r}: {first['msg']}") from error
+
+
+def _whole_manifest(directory: Path) -> Manifest:
+    """The manifest, once its version is found to be that of the files."""
+    manifest = read_manifest(directory)
+    try:
+        found = _version(directory, manifest)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be read as a model: {error}") from error
+    if manifest.version != found:
+        raise InputError(
+            f"{directory}: the files' checksum is {found}, manifest.json says {manifest.version}: incomplete or altered"
+        )
+    return manifest
+
+
+def _centroids(directory: Path) -> FloatArray:
+    centroids: FloatArray = load_file(directory / "clusters.safetensors")["centroids"].numpy()
+    return centroids
 
 
 def _load_expert(directory: Path, name: str, tuned: tuple[int, ...]) -> Expert:

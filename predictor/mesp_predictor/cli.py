@@ -17,7 +17,9 @@ def predictor() -> None:
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Option(help="Directory of the trained model.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Directory of a trained model; without it the model that comes with MESP.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 50_151,
     state: Annotated[Path | None, typer.Option(help="File that keeps the counts over a restart.")] = None,
@@ -37,14 +39,14 @@ def serve(
 ) -> None:
     """Answer forecasts over gRPC until SIGINT or SIGTERM.
 
-    Example: mesp predictor serve --model models/small --port 50151 --state predictor.npz
+    Example: mesp predictor serve --port 50151 --state predictor.npz
     """
     import asyncio  # noqa: PLC0415
     import sys  # noqa: PLC0415
 
     import structlog  # noqa: PLC0415
 
-    from mesp_predictor.checkpoint import load_forecaster  # noqa: PLC0415
+    from mesp_predictor.checkpoint import default_model, load_forecaster  # noqa: PLC0415
     from mesp_predictor.config import PredictorConfig  # noqa: PLC0415
     from mesp_predictor.server import serve_predictor  # noqa: PLC0415
     from mesp_predictor.threads import torch_threads  # noqa: PLC0415
@@ -60,6 +62,6 @@ def serve(
         virtual_time=virtual_time,
         ready_file=ready_file,
     )
-    forecaster = load_forecaster(config.model, config.max_functions)
+    forecaster = load_forecaster(config.model or default_model(), config.max_functions)
     with torch_threads(threads):
         asyncio.run(serve_predictor(config, forecaster, say=typer.echo))

@@ -14,7 +14,7 @@ class PredictorConfig(BaseModel):
     """Everything `mesp predictor serve` is told.
 
     Attributes:
-        model: the model's directory.
+        model: the model's directory, None for the model that comes with MESP.
         host: address to listen on.
         port: port to listen on, 0 for any free one.
         state: file that keeps the counts over a restart, None for none.
@@ -28,7 +28,7 @@ class PredictorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Path
+    model: Path | None = None
     host: str = "127.0.0.1"
     port: Port = 50_151
     state: Path | None = None

@@ -76,6 +76,33 @@ def test_a_training_is_recorded_and_goes_on(trace: Path, home: Path) -> None:
     assert "next_step_log_loss.hazard" in mesp("runs", "runs", "--compare", run["name"], run["name"]).stdout
 
 
+def test_a_model_tells_where_it_comes_from(trace: Path, home: Path) -> None:
+    """The manifest has the data with their checksum and attribution and the command without any place; `show` prints them."""
+    train(trace, "--smoke", "--seed", 3, "--attribution", "A fleet, (c) its owner, CC-BY 4.0")
+    about = json.loads(mesp("show", "--model", "model", "--json").stdout)
+    assert about["version"] == read_manifest(home / "model").version
+    assert about["size_bytes"] == sum(path.stat().st_size for path in (home / "model").rglob("*") if path.is_file())
+    assert about["clusters"] == len(about["selected"]) - 1
+    told = about["training"]
+    assert (told["data"]["functions"], told["data"]["steps"], len(told["data"]["checksum"])) == (30, 1440, 64)
+    assert told["command"] == (
+        f"mesp predictor train --trace {told['data']['name']} --config run.yaml --seed 3 "
+        "--attribution 'A fleet, (c) its owner, CC-BY 4.0' --smoke"
+    )
+    assert str(home) not in json.dumps(about)
+    table = " ".join(mesp("show", "--model", "model").stdout.split())
+    for part in (about["version"], "A fleet, (c) its owner", "seasonal, hazard", "30 functions, 1440 steps", "mixture"):
+        assert part in table
+
+
+def test_a_damaged_model_is_not_shown(trace: Path, home: Path) -> None:
+    """What the manifest says of other files is not repeated."""
+    train(trace, "--smoke")
+    (home / "model" / "experts" / "hazard" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="incomplete or altered"):
+        mesp("show", "--model", "model")
+
+
 def test_a_smoke_run_writes_its_model_and_stops(trace: Path, home: Path) -> None:
     """All families, in seconds; no run is recorded."""
     assert "in model" in train(trace, "--smoke").stdout

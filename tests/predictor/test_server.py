@@ -44,11 +44,12 @@ import runpy, sys, types
 checkpoint = types.ModuleType("mesp_predictor.checkpoint")
 fake = runpy.run_path(sys.argv.pop(1))["FakeForecaster"]
 checkpoint.load_forecaster = lambda directory, max_functions: fake()
+checkpoint.default_model = lambda: "shipped"
 sys.modules["mesp_predictor.checkpoint"] = checkpoint
 from mesp.errors import MespError
 from mesp_predictor.cli import app
 try:
-    app(["serve", "--model", "nowhere", *sys.argv[1:]], standalone_mode=False)
+    app(["serve", *sys.argv[1:]], standalone_mode=False)
 except MespError as error:
     sys.exit(f"error: {error}" if error.exit_code == 1 else print(f"error: {error}", file=sys.stderr) or error.exit_code)
 """
@@ -170,4 +171,4 @@ def test_the_command_and_the_config_have_the_same_defaults() -> None:
     shown = runner.invoke(app, ["serve", "--help"]).output
     for name in ("host", "port", "max_functions"):
         assert str(configs.PredictorConfig.model_fields[name].default) in shown
-    assert "mesp predictor serve --model" in shown
+    assert "mesp predictor serve --port" in shown
