@@ -22,7 +22,7 @@ def forecast(
     *,
     out: Annotated[Path, typer.Option(help="Folder for bench.json.")],
     model: Annotated[
-        Path | None, typer.Option(help="Directory of a trained model; without it the untrained light experts.")
+        Path | None, typer.Option(help="Directory of a trained model; without it the model that MESP ships.")
     ] = None,
     functions: Annotated[int, typer.Option(min=1, max=100_000, help="Functions of the synthetic fleet.")] = 1_000,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Threads that every forecaster may take.")] = 1,

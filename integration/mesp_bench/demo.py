@@ -1,6 +1,6 @@
 """`mesp demo`: the whole loop on a trace in minutes, and MESP beside today's platforms.
 
-A small model is trained, a sidecar serves it, and the loop that would run beside a platform drives a simulated cluster
+A sidecar serves a model, by default the one that comes with MESP, and the loop that would run beside a platform drives a simulated cluster
 through some hours of virtual time: observe, forecast over gRPC, plan, apply. The same arrivals then meet the policies of
 today's platforms, and MESP at other prices, sized from the forecasts that the sidecar gave.
 """

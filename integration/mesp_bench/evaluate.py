@@ -31,6 +31,7 @@ from mesp_bench.policies.mesp import Mesp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from mesp_bench.forecasting import TraceForecast
     from mesp_bench.traces.model import Trace
@@ -159,6 +160,30 @@ def provenance(trace: Trace, seeds: int, workers: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("numpy", "numba", "torch", "transformers", "tslearn")},
     }
+
+
+def model_provenance(directory: Path) -> dict[str, Any]:
+    """Which model answered: its version, whether it is the one that comes with MESP, and the data it learned from."""
+    from mesp_predictor.checkpoint import DEFAULT_MODEL, read_manifest  # noqa: PLC0415  # needs torch
+
+    manifest = read_manifest(directory)
+    return {
+        "version": manifest.version,
+        "shipped": directory == DEFAULT_MODEL,
+        "data": manifest.training.get("data"),
+        "attribution": manifest.training.get("attribution"),
+    }
+
+
+def model_notes(model: Mapping[str, Any], trace: Trace) -> list[str]:
+    """What a reader must know of the model (`model_provenance`) that answers on a trace."""
+    data = model["data"] or {}
+    said = []
+    if model["shipped"]:
+        said.append(f"No model was named: the one that comes with MESP answered, trained on {data.get('name')}.")
+    if data.get("checksum") == trace.checksum:
+        said.append("The model was trained on this very trace: what is said of MESP flatters it.")
+    return said
 
 
 def _minute_table(

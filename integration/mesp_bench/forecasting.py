@@ -94,7 +94,9 @@ def trained_model(trace: Trace, config: TrainingConfig, progress: Callable[[str,
     directory = cache_dir() / f"model-{_key(trace.checksum, str(len(trace.functions)), config.model_dump_json())}"
     if not (directory / "manifest.json").is_file():
         result = train(trace.counts.astype(np.float32), trace.start_minute, config, progress)
-        about = {"data": trace.name, "checksum": trace.checksum, "log_loss": result.log_loss}
+        functions, steps = trace.counts.shape
+        data = {"name": trace.name, "checksum": trace.checksum, "functions": functions, "steps": steps}
+        about = {"data": data, "config": config.resolved(), "next_step_log_loss": result.log_loss}
         save_model(result.model, directory, about)
     return directory
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mesp_bench.curves import MISSING
-from mesp_bench.evaluate import provenance
+from mesp_bench.evaluate import model_notes, model_provenance, provenance
 from mesp_bench.speed_subjects import HISTORY, Job
 from mesp_bench.tables import Row, Table
 from mesp_bench.traces.synth import synthesize
@@ -54,7 +54,7 @@ def bench_forecast(
     """Times every expert of a model, the mixture's tick, and the references on a synthetic fleet.
 
     Args:
-        model: its directory; None: the untrained model, which has the light experts alone.
+        model: its directory; None: the model that comes with MESP.
         functions: of the fleet, at least 1.
         progress: told the subject and the share of all of them done.
         threads: that each subject may take.
@@ -67,12 +67,14 @@ def bench_forecast(
     Raises:
         InputError: the directory is no model.
     """
-    names, version = _experts(model)
+    from mesp_predictor.checkpoint import default_model, read_manifest  # noqa: PLC0415  # needs torch
+
+    directory = model or default_model()
+    names = read_manifest(directory).experts
+    answering = model_provenance(directory)
     progress("fleet", 0)
     fleet = synthesize(functions=functions, days=1, seed=seed)
-    notes = _reading(repeats)
-    if model is None:
-        notes.append("No model was given: the untrained one was measured, which has the light experts alone.")
+    notes = [*_reading(repeats), *model_notes(answering, fleet)]
     subjects = [*names, "mixture", "observe", *REFERENCES]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +83,7 @@ def bench_forecast(
         for what in subjects:
             progress(what, 0)
             judged = min(functions, REFERENCES.get(what, functions))
-            job = Job(what, str(counts), judged, repeats, None if model is None else str(model))
+            job = Job(what, str(counts), judged, repeats, str(directory))
             answer = _run(job, threads)
             if "why" in answer:
                 notes.append(f"{what} was not measured: {answer['why']}.")
@@ -91,7 +93,7 @@ def bench_forecast(
     about = provenance(fleet, seeds=1, workers=1)
     about["packages"] |= {name: found for name in _OPTIONAL if (found := _version(name))}
     return {
-        "provenance": about | {"seeds": [seed], "model": version},
+        "provenance": about | {"seeds": [seed], "model": answering},
         "notes": notes,
         "protocol": {"functions": functions, "history_steps": HISTORY, "repeats": repeats, "threads": threads},
         "rows": rows,
@@ -134,19 +136,6 @@ def speed_table(result: Mapping[str, Any]) -> Table:
     threads = result["protocol"]["threads"]
     title = f"Forecast a fleet, {threads} thread{'s' if threads > 1 else ''} (on the right: times as fast as ...)"
     return Table(title, columns, tuple(rows))
-
-
-def _experts(model: Path | None) -> tuple[tuple[str, ...], str]:
-    """Names of the model's experts, and its version."""
-    if model is None:
-        from mesp_predictor.training import untrained_model  # noqa: PLC0415  # needs torch
-
-        untrained = untrained_model()
-        return tuple(expert.name for expert in untrained.experts), untrained.version
-    from mesp_predictor.checkpoint import read_manifest  # noqa: PLC0415  # needs torch
-
-    manifest = read_manifest(model)
-    return manifest.experts, manifest.version
 
 
 def _run(job: Job, threads: int) -> dict[str, Any]:

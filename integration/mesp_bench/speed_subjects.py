@@ -20,6 +20,7 @@ import numpy as np
 
 from mesp.types import DEFAULT_STEP_MS, FunctionKey, StepCounts
 from mesp_predictor import shapes
+from mesp_predictor.checkpoint import load_model
 from mesp_predictor.experts.base import Context
 from mesp_predictor.mixture import WINDOW, MixtureForecaster
 from mesp_predictor.series import SeriesStore
@@ -47,14 +48,14 @@ class Job:
         counts: file of the fleet's counts (functions, steps), as numpy saves them, at least HISTORY + repeats + 1 steps.
         functions: how many of the fleet are forecast, evenly chosen.
         repeats: timed calls, after one that warms up.
-        model: the model directory; None: the untrained model.
+        model: the model directory.
     """
 
     what: str
     counts: str
     functions: int
     repeats: int
-    model: str | None
+    model: str
 
     def text(self) -> str:
         """The job as the process's argument."""
@@ -100,17 +101,9 @@ def _calls(job: Job, counts: FloatArray) -> Iterator[Call]:
         case "naive_loop":
             return _naive_loop(past)
         case "mixture" | "observe":
-            return _sidecar(_model(job), counts, tick=job.what == "mixture")
+            return _sidecar(load_model(Path(job.model)), counts, tick=job.what == "mixture")
         case name:
-            return _expert(_model(job), name, past)
-
-
-def _model(job: Job) -> Model:
-    if job.model is None:
-        return untrained_model()
-    from mesp_predictor.checkpoint import load_model  # noqa: PLC0415  # the untrained model is in no file
-
-    return load_model(Path(job.model))
+            return _expert(load_model(Path(job.model)), name, past)
 
 
 def _expert(model: Model, name: str, past: FloatArray) -> Iterator[Call]:

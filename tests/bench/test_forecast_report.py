@@ -19,6 +19,8 @@ from mesp_bench.forecast_tables import best_single, comparison, headline, models
 from mesp_bench.plots import figure_bytes
 from mesp_bench.traces.convert import Format, convert_trace
 from mesp_bench.traces.synth import synthesize
+from mesp_predictor import checkpoint
+from mesp_predictor.training import untrained_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,16 +166,26 @@ def test_the_command_refuses_contradictions(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_scores_a_trace_from_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without training the top level is `from_zero`, and a note says so; the report is written."""
+def test_the_command_takes_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --model and --train it answers online, never seen and from zero beside it; the report names model and data."""
     monkeypatch.setattr("mesp_bench.forecast_report.forecast_figure", lambda *_, **__: None)
     monkeypatch.setattr("mesp_bench.forecast_report.figure_bytes", lambda *_: b"<svg/>")
+    # In its place a model of three light experts, which is quick.
+    monkeypatch.setattr(checkpoint, "DEFAULT_MODEL", tmp_path / "model")
+    data = {"name": "pool", "checksum": "0", "functions": 9, "steps": 1440}
+    version = checkpoint.save_model(
+        untrained_model(), tmp_path / "model", {"data": data, "attribution": "theirs"}
+    ).version
     trace = synthesize(functions=8, days=1, seed=5)
     trace = type(trace)(**{name: getattr(trace, name) for name in trace.__slots__} | {"counts": trace.counts[:, :120]})
     convert_trace(trace, tmp_path / "trace", Format.PARQUET, lambda _share: None)
     cli.forecasts(trace=tmp_path / "trace", out=tmp_path / "out", train=None, model=None, seed=0)
     result = json.loads((tmp_path / "out" / "forecasts.json").read_text())
-    assert result["protocol"]["table"] == "from_zero"
-    assert "No training trace was given: MESP starts from zero." in result["notes"]
+    assert result["protocol"]["table"] == "online"
+    assert {"never_seen", "from_zero"} <= set(result["slices"])
+    assert result["provenance"]["model"] == {
+        "version": version, "shipped": True, "data": data, "attribution": "theirs"
+    }  # fmt: skip
+    assert "No model was named: the one that comes with MESP answered, trained on pool." in result["notes"]
     assert {"mesp", "oracle", "seasonal_naive"} <= set(result["models"])
-    assert (tmp_path / "out" / "report.html").is_file()
+    assert version in (tmp_path / "out" / "report.html").read_text()
