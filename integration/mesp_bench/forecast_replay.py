@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from mesp.types import BoolArray, FloatArray
     from mesp_bench.forecast_scores import Doubles, Rows
     from mesp_bench.traces.model import Trace
-    from mesp_predictor.mixture import Asked, Model
+    from mesp_predictor.mixture import Asked
+    from mesp_predictor.model import Model
 
 #: Minutes between two origins of a whole window; the next minute is scored at every one.
 WINDOW_EVERY = 5

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from mesp.types import FloatArray
     from mesp_bench.traces.model import Trace
-    from mesp_predictor.mixture import Model
+    from mesp_predictor.model import Model
 
 #: Steps ahead that are kept: the next minute, and the one after for what must be ordered early.
 AHEAD = 2

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mesp.types import FloatArray
-    from mesp_predictor.mixture import Model
+    from mesp_predictor.model import Model
 
     Call = Callable[[], object]
 

@@ -30,7 +30,8 @@ from safetensors.torch import load_file, save_file
 from mesp.errors import InputError
 from mesp_predictor.experts.clustered import ClusteredExpert
 from mesp_predictor.experts.registry import load_expert
-from mesp_predictor.mixture import MixtureForecaster, Model
+from mesp_predictor.mixture import MixtureForecaster
+from mesp_predictor.model import Model
 from mesp_predictor.router import Gate, Router
 
 if TYPE_CHECKING:

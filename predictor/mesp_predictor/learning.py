@@ -10,6 +10,7 @@ the same order give the same gate.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,13 +37,14 @@ class LearningRouter:
     """A router whose gate follows the fleet; without a trained gate it is Hedge, which follows by itself."""
 
     def __init__(self, router: Router) -> None:
+        self._start = router
         self._trained = router.gate
         self._waiting: tuple[FloatArray, FloatArray] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Back to the trained gate; what was learned is forgotten."""
-        self.router = Router(copy.deepcopy(self._trained))
+        self.router = replace(self._start, gate=copy.deepcopy(self._trained))
         if self._trained is None or self.router.gate is None:
             return
         self._anchor = [p.detach().clone() for p in self._trained.activity.parameters()]

@@ -11,21 +11,25 @@ Everything follows from the store's contents and the model: the same counts in t
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mesp_predictor import router as routing
 from mesp_predictor import shapes
-from mesp_predictor.experts.base import Context, Expert, IntArray, Prediction, hurdle_quantiles
-from mesp_predictor.forecaster import Mixed
+from mesp_predictor.answers import ask, choose, mix, next_step, take
+from mesp_predictor.experts.base import Context, Expert, IntArray, Prediction
+from mesp_predictor.experts.registry import costly
 from mesp_predictor.learning import LearningRouter
+from mesp_predictor.model import routed
 from mesp_predictor.refit import Refits
 from mesp_predictor.statistics import Statistics
 
 if TYPE_CHECKING:
     from mesp.types import BoolArray, FloatArray, FunctionKey
+    from mesp_predictor.forecaster import Mixed
+    from mesp_predictor.model import Model, RoutingMode
     from mesp_predictor.refit import Election
     from mesp_predictor.series import SeriesStore
 
@@ -35,35 +39,11 @@ logger = logging.getLogger(__name__)
 CLUSTER_EVERY = 60
 #: Of many steps that closed at once, how many the experts are scored on; statistics learn from all of them.
 CATCH_UP = 60
+#: Experts of a function, in either part of its weights, of which a costly one is asked at every step; of the rest one
+#: function in so many is, in turn, so that the router knows how it would have done.
+COSTLY_BEST, SHADOW_TURNS = 2, 10
 #: Steps that the experts see of a function's own counts.
 WINDOW = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What a checkpoint holds: trained once, never changed while it serves.
-
-    Attributes:
-        centroids: the clusters' shapes, (K, B).
-        bin_steps: steps in one bin of a shape; a shape covers B * bin_steps steps.
-        selected: index of the best expert of each cluster, (K + 1,), last that of functions without one; empty: unknown.
-    """
-
-    version: str
-    step_ms: int
-    default_horizon: int
-    max_horizon: int
-    levels: tuple[float, ...]
-    experts: tuple[Expert, ...]
-    router: routing.Router
-    centroids: FloatArray
-    bin_steps: int
-    selected: tuple[int, ...] = ()
-
-    @property
-    def context_length(self) -> int:
-        """Steps of history that the model reads: the length of a shape."""
-        return int(self.centroids.shape[1]) * self.bin_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +66,25 @@ class Asked:
 class MixtureForecaster:
     """A model with its online state; see `mesp_predictor.forecaster.Forecaster`."""
 
-    def __init__(self, model: Model, *, learn: bool = True) -> None:
+    def __init__(
+        self, model: Model, *, learn: bool = True, routing_mode: RoutingMode = "gate", top: int | None = None
+    ) -> None:
+        """An empty state.
+
+        Args:
+            model: the model.
+            learn: whether router and experts go on learning from what they see.
+            routing_mode: `gate` (Hedge where none was trained), `hedge`, or `hard`: each cluster's best expert alone.
+            top: experts per function that have a say; None: all.
+
+        Raises:
+            InputError: hard assignment of a model that knows no cluster's best expert.
+        """
         self._model = model
-        self._learning = LearningRouter(model.router) if learn else None
+        self._router = replace(routed(model, routing_mode), top=top)
+        self._learning = LearningRouter(self._router) if learn else None
+        self._costly = np.array([costly(expert.name) for expert in model.experts])
+        self._wanted: BoolArray = np.zeros((0, len(model.experts)), np.bool_)
         self._refits = Refits(model.experts) if learn else None
         self._as_of_ms = 0
         self._functions: list[FunctionKey | None] = []
@@ -174,7 +170,7 @@ class MixtureForecaster:
                 self._refits.expect(self._statistics)
             if 0 < left < CATCH_UP:
                 self._window = _padded(history[:, : history.shape[1] - left])
-                self._expect(_next_step(ask(self._experts, self._context(rows), 1, self.levels)))
+                self._expect(next_step(self._ask(rows, 1, self.levels)))
         self._as_of_ms = store.as_of_ms
         self._rebuild(store, changed)
         self._forget(taken)
@@ -182,21 +178,22 @@ class MixtureForecaster:
         if steps and (newest // CLUSTER_EVERY != (newest - steps) // CLUSTER_EVERY):
             self._look_up_clusters(store, rows)
         self._window = _padded(history)
-        self._ahead, predictions = self._mix(rows, self.default_horizon, self.levels)
+        self._ahead, predictions, weights = self._mix(rows, self.default_horizon, self.levels)
+        self._wanted = weights.wanted(COSTLY_BEST)
         self.asked = Asked(tuple(predictions), self._ahead.weights, self._losses.copy(), self._cluster)
-        self._expect(_next_step(predictions))
+        self._expect(next_step(predictions))
 
     def forecast(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> Mixed:
         """Forecasts rows of the store as of the last `advance`; row -1 is a function never seen."""
         known = rows >= 0
         if not known.any():
-            return _take(self._stranger(horizon, levels), np.zeros(len(rows), np.int64), horizon)
+            return take(self._stranger(horizon, levels), np.zeros(len(rows), np.int64), horizon)
         if self._ahead is not None and horizon <= self.default_horizon and levels == self.levels:
-            mixed = _take(self._ahead, np.where(known, rows, 0), horizon)
+            mixed = take(self._ahead, np.where(known, rows, 0), horizon)
         else:
-            mixed = self._mix(rows[known], horizon, levels)[0]
-            mixed = _take(mixed, np.maximum(np.cumsum(known) - 1, 0), horizon)
-        return mixed if known.all() else _choose(known, mixed, self._stranger(horizon, levels))
+            mixed, _, _ = self._mix(rows[known], horizon, levels)
+            mixed = take(mixed, np.maximum(np.cumsum(known) - 1, 0), horizon)
+        return mixed if known.all() else choose(known, mixed, self._stranger(horizon, levels))
 
     # -- learning --------------------------------------------------------------------------------------------------
 
@@ -210,6 +207,9 @@ class MixtureForecaster:
         self._cluster = np.concatenate([self._cluster, np.full(rows - len(self._cluster), -1)])
         distances = _no_distances(rows - len(self._distances), len(model.centroids))
         self._distances = np.concatenate([self._distances, distances])
+        self._wanted = np.concatenate(
+            [self._wanted, np.zeros((rows - len(self._wanted), len(model.experts)), np.bool_)]
+        )
 
     def _turn(self) -> None:
         """Refits that are due; an expert that had no answer until now is taken to have done as the others did."""
@@ -224,7 +224,8 @@ class MixtureForecaster:
         self._next = forecast
         if self._learning is not None:
             features = self._statistics.features(1)[:, 0]
-            self._learning.expect(features, forecast.active, self._losses, self._distances)
+            said = routing.filled(forecast.active)
+            self._learning.expect(features, said, self._losses, self._distances)
 
     def _score(self, column: FloatArray, taken: IntArray) -> None:
         """Takes in how the last forecasts did on the step that closed; functions new since then had none."""
@@ -280,75 +281,41 @@ class MixtureForecaster:
             cluster=self._cluster[rows],
         )
 
-    def _mix(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> tuple[Mixed, list[Prediction]]:
-        """The weighted answer for these rows, and every expert's."""
-        predictions = ask(self._experts, self._context(rows), horizon, levels)
-        mixed = mix(
-            self._model.router if self._learning is None else self._learning.router,
-            predictions,
-            self._statistics.take(rows),
-            self._losses[rows],
-            self._distances[rows],
-            levels,
+    def _ask(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> list[Prediction]:
+        """Every expert's answer; a costly one's where its word counts, and in turn for a share of the others."""
+        asked = np.ones((len(rows), len(self._costly)), np.bool_)
+        if self._costly.any():
+            turn = (rows + self._statistics.step) % SHADOW_TURNS == 0
+            asked = ~self._costly | self._wanted[rows] | turn[:, None]
+        return ask(self._experts, self._context(rows), horizon, levels, asked)
+
+    def _mix(
+        self, rows: IntArray, horizon: int, levels: tuple[float, ...]
+    ) -> tuple[Mixed, list[Prediction], routing.Weights]:
+        """The weighted answer for these rows, every expert's, and what the router would give each of them."""
+        predictions = self._ask(rows, horizon, levels)
+        statistics = self._statistics.take(rows)
+        router = self._router if self._learning is None else self._learning.router
+        forecast = routing.filled(next_step(predictions).active)
+        weights = router.weights(
+            statistics.features(1)[:, 0], forecast, self._losses[rows], self._distances[rows], self._cluster[rows]
         )
-        return mixed, predictions
+        return mix(weights, predictions, statistics, levels), predictions, weights
 
     def _stranger(self, horizon: int, levels: tuple[float, ...]) -> Mixed:
         """The answer for a function never seen."""
         model = self._model
         statistics = Statistics.empty(1, self._statistics.step)
         context = Context(statistics.step, np.zeros((1, WINDOW), np.float32), statistics, np.array([-1]))
-        return mix(
-            model.router,
-            ask(self._experts, context, horizon, levels),
-            statistics,
+        predictions = ask(self._experts, context, horizon, levels, ~self._costly[None])
+        weights = self._router.weights(
+            statistics.features(1)[:, 0],
+            routing.filled(next_step(predictions).active),
             routing.new_losses(1, len(model.experts)),
             _no_distances(1, len(model.centroids)),
-            levels,
+            context.cluster,
         )
-
-
-def ask(experts: tuple[Expert, ...], context: Context, horizon: int, levels: tuple[float, ...]) -> list[Prediction]:
-    """Every expert's prediction; one that raises answers NaN everywhere and is logged, so that the others go on."""
-    predictions = []
-    for expert in experts:
-        try:
-            predictions.append(expert.predict(context, horizon, levels))
-        except Exception:
-            logger.exception("expert %s failed for a batch of %d functions", expert.name, len(context.counts))
-            shape = (len(context.counts), horizon)
-            nothing = np.full((*shape, len(levels)), np.nan, np.float32)
-            predictions.append(Prediction(nothing, np.full(shape, np.nan, np.float32)))
-    return predictions
-
-
-def mix(
-    router: routing.Router,
-    predictions: list[Prediction],
-    statistics: Statistics,
-    losses: FloatArray,
-    distances: FloatArray,
-    levels: tuple[float, ...],
-) -> Mixed:
-    """The weighted answer for R functions, from the experts' predictions and the router's view of each function."""
-    sane = np.stack([_sane(p) for p in predictions], axis=1)
-    predictions = [_tamed(p) for p in predictions]
-    forecast = np.stack([p.active[:, 0] for p in predictions], axis=1)
-    weights = router.weights(statistics.features(1)[:, 0], forecast, losses, distances).among(sane)
-    fallback = ~sane.any(axis=1)
-    answer = routing.combine(weights, predictions, levels)
-    if fallback.any():
-        plain = _own_rate(statistics.take(np.flatnonzero(fallback)), answer.active.shape[1], levels)
-        answer.active[fallback], answer.quantiles[fallback] = plain.active, plain.quantiles
-    return Mixed(answer.quantiles, answer.active, weights.activity, statistics.gap == 0, fallback)
-
-
-def _next_step(predictions: list[Prediction]) -> Prediction:
-    """What each expert says of the next step, experts in the place of steps: (R, E, L) and (R, E)."""
-    return Prediction(
-        np.stack([p.quantiles[:, 0] for p in predictions], axis=1),
-        np.stack([p.active[:, 0] for p in predictions], axis=1),
-    )
+        return mix(weights, predictions, statistics, levels)
 
 
 def look_up(series: FloatArray, centroids: FloatArray) -> tuple[IntArray, FloatArray]:
@@ -377,43 +344,3 @@ def _padded(history: FloatArray) -> FloatArray:
     """The newest WINDOW steps, missing ones as NaN."""
     history = history[:, -WINDOW:]
     return np.pad(history, ((0, 0), (WINDOW - history.shape[1], 0)), constant_values=np.nan)
-
-
-def _sane(prediction: Prediction) -> BoolArray:
-    in_range = (prediction.active >= 0) & (prediction.active <= 1)
-    return np.asarray(in_range.all(axis=1) & np.isfinite(prediction.quantiles).all(axis=(1, 2)))
-
-
-def _tamed(prediction: Prediction) -> Prediction:
-    if np.isfinite(prediction.quantiles).all() and np.isfinite(prediction.active).all():
-        return prediction
-    return Prediction(np.nan_to_num(prediction.quantiles), np.nan_to_num(prediction.active))
-
-
-def _own_rate(statistics: Statistics, horizon: int, levels: tuple[float, ...]) -> Prediction:
-    """The fallback: activity at the function's smoothed rate, counts as its latest positive ones."""
-    rate = np.nan_to_num(np.clip(statistics.tsb[:, :1], 0.001, 0.999))
-    active = np.repeat(rate, horizon, axis=1)
-    positive, grid = statistics.positive_quantiles()
-    return Prediction(hurdle_quantiles(active, np.nan_to_num(positive, nan=1.0, posinf=1.0), grid, levels), active)
-
-
-def _take(mixed: Mixed, rows: IntArray, horizon: int) -> Mixed:
-    return Mixed(
-        mixed.quantiles[rows, :horizon],
-        mixed.active[rows, :horizon],
-        mixed.weights[rows],
-        mixed.prior[rows],
-        mixed.fallback[rows],
-    )
-
-
-def _choose(known: BoolArray, mixed: Mixed, stranger: Mixed) -> Mixed:
-    """Known rows from the one, the others from the other."""
-    return Mixed(
-        np.where(known[:, None, None], mixed.quantiles, stranger.quantiles),
-        np.where(known[:, None], mixed.active, stranger.active),
-        np.where(known[:, None], mixed.weights, stranger.weights),
-        np.where(known, mixed.prior, stranger.prior),
-        np.where(known, mixed.fallback, stranger.fallback),
-    )

@@ -16,6 +16,7 @@ from mesp_predictor import router as routing
 from mesp_predictor.experts.base import Context, Prediction
 from mesp_predictor.losses import NAIVE_FLOOR
 from mesp_predictor.mixture import CLUSTER_EVERY, WINDOW, binned, look_up
+from mesp_predictor.refit import Refits
 from mesp_predictor.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Answers:
 
 
 def answer(expert: Expert, past: Past, *, costly: bool, progress: Callable[[float], None]) -> Answers:
-    """Asks an expert; a costly one only at the samples, any other one before every step."""
+    """Asks an expert, refitted as when serving; a costly one only at the samples, any other one before every step."""
     functions, steps = past.counts.shape
     sampled, ahead = past.sampled, past.ahead
     following = np.full((steps, functions), np.nan, np.float32)
@@ -146,13 +147,17 @@ def answer(expert: Expert, past: Past, *, costly: bool, progress: Callable[[floa
     active = np.zeros((len(sampled), functions, len(ahead)), np.float32)
     quantiles = np.zeros((*active.shape, len(DEFAULT_LEVELS)), np.float32)
     row = {int(column): i for i, column in enumerate(sampled)}
+    refits, nobody = Refits((expert,)), np.zeros(0, np.int64)
     for moment in moments(past):
-        t = moment.column
+        t, step = moment.column, moment.context.step
+        refits.turn(step)
+        refits.expect(moment.context.statistics)
         if t in row or not costly:
-            said = expert.predict(moment.context, past.horizon if t in row else 1, DEFAULT_LEVELS)
+            said = refits.experts[0].predict(moment.context, past.horizon if t in row else 1, DEFAULT_LEVELS)
             following[t], counts[t] = said.active[:, 0], said.quantiles[:, 0]
             if t in row:
                 active[row[t]], quantiles[row[t]] = said.active[:, ahead], said.quantiles[:, ahead]
+        refits.learn(step, past.counts[:, t], nobody)
         progress((t - past.first + 1) / (steps - past.first))
     return Answers(following, counts, active, quantiles)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mesp.types import BoolArray, FloatArray
+    from mesp_predictor.experts.base import IntArray
 
 #: Half-lives, in steps, of the running means of an expert's log loss on a function, and of its quantile loss.
 LOSS_HALF_LIVES = (30.0, 240.0)
@@ -54,6 +55,14 @@ def logit(p: FloatArray) -> FloatArray:
     """Log odds of probabilities, kept finite."""
     p = np.clip(p, _CERTAINTY, 1 - _CERTAINTY)
     return np.asarray(np.log(p / (1 - p)), np.float32)
+
+
+def filled(forecast: FloatArray) -> FloatArray:
+    """Probabilities (R, E) in which an expert without an answer, NaN, says what the others do on average."""
+    answered = np.isfinite(forecast)
+    said = np.where(answered, forecast, 0).sum(axis=1, keepdims=True)
+    mean = np.where(answered.any(axis=1, keepdims=True), said / np.maximum(answered.sum(axis=1, keepdims=True), 1), 0.5)
+    return np.where(answered, forecast, mean).astype(np.float32)
 
 
 def new_losses(functions: int, experts: int) -> FloatArray:
@@ -146,6 +155,20 @@ class Weights(NamedTuple):
         """The same among usable experts alone, (R, E); even among all where none is, or none of those had any weight."""
         return Weights(*(_normalised(part * usable) for part in self))
 
+    def top(self, best: int) -> Weights:
+        """The same among each function's `best` experts alone."""
+        return Weights(*(_normalised(part * _highest(part, best)) for part in self))
+
+    def wanted(self, best: int) -> BoolArray:
+        """Whose word counts: experts among a function's `best` ones in either part, (R, E)."""
+        return _highest(self.activity, best) | _highest(self.counts, best)
+
+
+def _highest(weights: FloatArray, best: int) -> BoolArray:
+    """The `best` weights of each row; the first of equal ones."""
+    rank = np.argsort(np.argsort(-weights, axis=1, kind="stable"), axis=1, kind="stable")
+    return np.asarray(rank < best)
+
 
 def _normalised(weights: FloatArray) -> FloatArray:
     total = weights.sum(axis=1, keepdims=True)
@@ -158,17 +181,27 @@ class Router:
 
     Attributes:
         gate: the trained gate; None: Hedge.
+        selected: hard assignment, index of the one expert of each cluster that answers alone, last of functions without
+            a cluster, (K + 1,); empty: gate or Hedge.
+        top: experts per function that have a say, the best ones; None: all.
     """
 
     gate: Gate | None = None
+    selected: tuple[int, ...] = ()
+    top: int | None = None
 
     def weights(
-        self, features: FloatArray, forecast: FloatArray, losses: FloatArray, distances: FloatArray
+        self, features: FloatArray, forecast: FloatArray, losses: FloatArray, distances: FloatArray, cluster: IntArray
     ) -> Weights:
-        """Weights of the experts; arguments as in `gate_inputs`."""
+        """Weights of the experts; arguments as in `gate_inputs`, and each function's cluster, -1 for none, (R,)."""
+        if self.selected:
+            alone = np.eye(losses.shape[1], dtype=np.float32)[np.asarray(self.selected)[cluster]]
+            return Weights(alone, alone)
         if self.gate is None:
-            return hedge(losses)
-        return gate_weights(self.gate, gate_inputs(features, forecast, losses, distances))
+            weights = hedge(losses)
+        else:
+            weights = gate_weights(self.gate, gate_inputs(features, forecast, losses, distances))
+        return weights if self.top is None else weights.top(self.top)
 
 
 def gate_weights(gate: Gate, inputs: FloatArray) -> Weights:

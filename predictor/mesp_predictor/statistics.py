@@ -64,6 +64,16 @@ FEATURES: tuple[str, ...] = (
 )  # fmt: skip
 
 
+#: Where the largest of the latest positive counts is expected, and the levels past it; the highest stands for 1.
+_LARGEST, _TAIL_LEVELS = POSITIVE_KEPT / (POSITIVE_KEPT + 1), (0.99, 0.999)
+#: Levels of `Statistics.positive_quantiles`.
+POSITIVE_LEVELS = np.array(
+    [*np.arange(POSITIVE_KEPT - 1) / (POSITIVE_KEPT - 1), _LARGEST, _TAIL_LEVELS[0], 1.0], np.float32
+)
+#: Slope of the tail in units of the upper half's: what covers 0.99 of the counts of the 2019 trace's busy functions.
+TAIL = 0.75
+
+
 @dataclass(slots=True)
 class Statistics:
     """State of R functions after `step` closed steps; every array has R rows.
@@ -210,10 +220,16 @@ class Statistics:
         return out
 
     def positive_quantiles(self) -> tuple[FloatArray, FloatArray]:
-        """Quantiles of the latest positive counts: values (R, 16), each >= 1, and their levels (16,)."""
-        out = np.empty((len(self), POSITIVE_KEPT), np.float32)
-        kernels.positive_quantiles(out, self.positive, self.active_steps)
-        return out, np.linspace(0, 1, POSITIVE_KEPT, dtype=np.float32)
+        """Quantiles of the next positive count after the latest ones: values (R, len(POSITIVE_LEVELS)) >= 1, their levels.
+
+        Sixteen counts know nothing of a level as high as 0.99: past the largest of them, which is expected at 16/17, the
+        tail goes on as an exponential one would that has their upper half's slope.
+        """
+        latest = np.empty((len(self), POSITIVE_KEPT), np.float32)
+        kernels.positive_quantiles(latest, self.positive, self.active_steps)
+        slope = TAIL * (latest[:, -3] - latest[:, POSITIVE_KEPT // 2]) / np.log(5)
+        tail = latest[:, -1:] + slope[:, None] * np.log((1 - _LARGEST) / (1 - np.array(_TAIL_LEVELS)))
+        return np.concatenate([latest, tail.astype(np.float32)], axis=1), POSITIVE_LEVELS
 
 
 def _new_mixers(rows: int) -> FloatArray:

@@ -27,7 +27,7 @@ from mesp_predictor.experts.gbm import GbmExpert
 from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert
 from mesp_predictor.jobs import Job, inline, run_jobs
 from mesp_predictor.kernels import LONGEST_GAP
-from mesp_predictor.mixture import Model
+from mesp_predictor.model import Model
 from mesp_predictor.threads import torch_threads
 
 if TYPE_CHECKING:

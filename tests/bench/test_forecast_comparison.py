@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mesp_bench.forecast_replay import Replay
-    from mesp_predictor.mixture import Model
+    from mesp_predictor.model import Model
 
 FUNCTIONS, MINUTES = 12, 120
 QUICK = Bootstrap(resamples=200)

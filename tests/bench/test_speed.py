@@ -109,7 +109,7 @@ def test_the_command_writes_its_result(tmp_path: Path, capsys: pytest.CaptureFix
     read = json.loads((tmp_path / "out" / "bench.json").read_text(), parse_constant=pytest.fail)
     assert {"provenance", "notes", "protocol", "rows"} == set(read)
     assert read["provenance"]["model"]["shipped"] is True
-    assert any("the one that comes with MESP" in note for note in read["notes"])
+    assert any("The model that comes with MESP answered" in note for note in read["notes"])
     out = capsys.readouterr().out
     assert "mixture" in out
     assert "not measured" in out

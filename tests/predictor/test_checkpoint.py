@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mesp.types import FloatArray
-    from mesp_predictor.mixture import Model
+    from mesp_predictor.model import Model
     from mesp_predictor.training import Trained
 
 FILES = [

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from mesp.types import DEFAULT_LEVELS, FunctionKey, StepCounts
-from mesp_predictor import mixture
+from mesp_predictor import answers, mixture
 from mesp_predictor import router as routing
 from mesp_predictor.experts.base import Context, Expert, Prediction, hurdle_quantiles
 from mesp_predictor.experts.light import HazardExpert, IntermittentExpert, SeasonalExpert
 from mesp_predictor.kernels import LONGEST_GAP
-from mesp_predictor.mixture import CATCH_UP, MixtureForecaster, Model
+from mesp_predictor.mixture import CATCH_UP, MixtureForecaster
+from mesp_predictor.model import Model
 from mesp_predictor.router import Gate, Router
 from mesp_predictor.series import SeriesStore
 from mesp_predictor.statistics import Statistics
@@ -305,7 +306,7 @@ def test_an_expert_that_raises_has_no_say(router: Router, caplog: pytest.LogCapt
     """The others answer, it is logged, and once it is well again it is weighed as if it had never spoken."""
     store, ill = new_store(), Fails("ill", 0.9)
     forecaster = MixtureForecaster(model_of(Says("well", 0.3), ill, router=router))
-    with caplog.at_level(logging.CRITICAL, logger=mixture.__name__):
+    with caplog.at_level(logging.CRITICAL, logger=answers.__name__):
         run(forecaster, store, range(5))
     answer = ask(forecaster, 0, 1, -1)
     np.testing.assert_array_equal(answer.weights, [[1, 0]] * 3)
@@ -313,7 +314,7 @@ def test_an_expert_that_raises_has_no_say(router: Router, caplog: pytest.LogCapt
     assert not answer.fallback.any()
     assert np.isfinite(forecaster._losses).all()
     assert (forecaster._losses[:, 1] == np.float32(routing.INITIAL_LOSS)).all()
-    with caplog.at_level(logging.ERROR, logger=mixture.__name__):
+    with caplog.at_level(logging.ERROR, logger=answers.__name__):
         forecaster.advance(store)
     assert "expert ill failed for a batch of 3 functions" in caplog.text
     ill.well = True
@@ -353,7 +354,7 @@ def test_where_no_expert_is_left_the_function_s_own_rate_answers(caplog: pytest.
     np.testing.assert_array_equal(answer.quantiles[0, :, -1], 9)
     np.testing.assert_allclose(answer.weights.sum(axis=1), 1)
     ill.nonsense = None
-    with caplog.at_level(logging.CRITICAL, logger=mixture.__name__):
+    with caplog.at_level(logging.CRITICAL, logger=answers.__name__):
         forecaster.advance(store)
         answer = ask(forecaster, 0, 1, -1)
     assert answer.fallback.tolist() == [True, True, True]
@@ -389,7 +390,7 @@ def test_strangers_and_the_never_active_are_priors() -> None:
         answer = ask(forecaster, -1, 0, 2, -1, 1, horizon=horizon)
         assert answer.prior.tolist() == [True, False, True, True, False]
         assert not answer.fallback.any()
-        assert_same(mixture._take(answer, np.array([1, 2, 4]), horizon), ask(forecaster, 0, 2, 1, horizon=horizon))
+        assert_same(answers.take(answer, np.array([1, 2, 4]), horizon), ask(forecaster, 0, 2, 1, horizon=horizon))
         np.testing.assert_array_equal(answer.quantiles[0], answer.quantiles[3])
 
 

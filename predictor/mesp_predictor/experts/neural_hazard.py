@@ -22,15 +22,14 @@ from torch.nn import functional
 
 from mesp.errors import InputError
 from mesp_predictor.experts.base import Context, Family, Prediction, hurdle_quantiles
-from mesp_predictor.losses import quantile_loss
 from mesp_predictor.experts.samples import Samples, draw_samples
+from mesp_predictor.losses import quantile_loss
 from mesp_predictor.statistics import FEATURES
 from mesp_predictor.trainer import Budget, fit_network
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mesp.types import FloatArray
     from mesp_predictor.experts.base import Training, TrainingSet
 
 #: Levels of the count given activity that the network gives.

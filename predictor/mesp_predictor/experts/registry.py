@@ -58,6 +58,11 @@ def family(name: str) -> Family:
     return found
 
 
+def costly(name: str) -> bool:
+    """Whether experts of that name cost so much that not every function is asked about; see `Family.costly`."""
+    return name in names() and family(name).costly
+
+
 def load_expert(directory: Path) -> Expert:
     """The expert in a directory: one that `Expert.save` wrote, or published weights with their own `config.json`.
 

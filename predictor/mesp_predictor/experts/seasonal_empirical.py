@@ -20,7 +20,7 @@ from mesp_predictor.experts.base import Context, Family, Prediction, Training, T
 from mesp_predictor.experts.files import Settings, read_settings, write_expert
 from mesp_predictor.experts.light import above_hurdle
 from mesp_predictor.experts.windows import check_counts
-from mesp_predictor.kernels import PERIODS
+from mesp_predictor.kernels import PERIODS, POSITIVE_KEPT
 from mesp_predictor.losses import log_loss
 from mesp_predictor.statistics import Statistics
 
@@ -122,7 +122,7 @@ class SeasonalEmpiricalExpert:
         rows = len(context.counts)
         active = np.empty((rows, horizon), np.float32)
         quantiles = np.empty((rows, horizon, len(levels)), np.float32)
-        positive = context.statistics.positive_quantiles()[0]
+        positive = context.statistics.positive_quantiles()[0][:, :POSITIVE_KEPT]  # the counts themselves
         for start in range(0, rows, CHUNK):
             part = slice(start, start + CHUNK)
             cycles, base = _read(context, horizon, part)
