@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mesp.types import FloatArray
     from mesp_predictor.experts.base import Expert
     from mesp_predictor.forecaster import Forecaster
+    from mesp_predictor.model import RoutingMode
 
 #: Raised by one when a reader of the former format would misread the directory.
 FORMAT = 2
@@ -194,9 +195,11 @@ def load_model(directory: Path) -> Model:
         raise InputError(f"{directory}: cannot be read as a model: {error}") from error
 
 
-def load_forecaster(directory: Path, max_functions: int) -> Forecaster:  # noqa: ARG001  rows grow with the store
-    """A forecaster over the model in `directory`; raises as `load_model`."""
-    return MixtureForecaster(load_model(directory))
+def load_forecaster(
+    directory: Path, *, learn: bool = True, routing_mode: RoutingMode = "gate", top: int | None = None
+) -> Forecaster:
+    """A forecaster over the model in `directory`; arguments as of `MixtureForecaster`, raises as that and `load_model`."""
+    return MixtureForecaster(load_model(directory), learn=learn, routing_mode=routing_mode, top=top)
 
 
 def read_manifest(directory: Path) -> Manifest:

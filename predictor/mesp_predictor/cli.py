@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  typer reads the annotations when it runs
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,16 @@ def serve(
     virtual_time: Annotated[
         bool, typer.Option("--virtual-time", help="Accept steps anywhere in time, as replays send them.")
     ] = False,
+    routing: Annotated[
+        Literal["gate", "hedge", "hard"],
+        typer.Option(help="Who weighs the experts: the trained gate, Hedge, or each cluster's best one answers alone."),
+    ] = "gate",
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Experts per function that have a say; all without it.")
+    ] = None,
+    learn: Annotated[
+        bool, typer.Option("--learn/--frozen", help="Go on learning from what is observed, or answer as trained.")
+    ] = True,
     threads: Annotated[
         int, typer.Option(min=1, max=256, help="Threads of the model; more than one pays above some 10,000 functions.")
     ] = 1,
@@ -60,8 +70,13 @@ def serve(
         max_functions=max_functions,
         metrics_port=metrics_port,
         virtual_time=virtual_time,
+        routing=routing,
+        top_k=top_k,
+        learn=learn,
         ready_file=ready_file,
     )
-    forecaster = load_forecaster(config.model or default_model(), config.max_functions)
+    forecaster = load_forecaster(
+        config.model or default_model(), learn=config.learn, routing_mode=config.routing, top=config.top_k
+    )
     with torch_threads(threads):
         asyncio.run(serve_predictor(config, forecaster, say=typer.echo))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  pydantic reads the annotations when it runs
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,9 @@ class PredictorConfig(BaseModel):
         max_functions: most functions known at once.
         metrics_port: port of the Prometheus page, 0 for any free one, None for none.
         virtual_time: steps may lie anywhere in time, as in replays.
+        routing: `gate` (Hedge where none was trained), `hedge`, or `hard`: each cluster's best expert alone.
+        top_k: experts per function that have a say, None for all.
+        learn: router and experts learn from what they see; else the model answers as it was trained.
         ready_file: file that holds the bound address while the sidecar answers.
     """
 
@@ -37,4 +40,7 @@ class PredictorConfig(BaseModel):
     max_functions: Annotated[int, Field(ge=1, le=1_000_000)] = 100_000
     metrics_port: Port | None = None
     virtual_time: bool = False
+    routing: Literal["gate", "hedge", "hard"] = "gate"
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    learn: bool = True
     ready_file: Path | None = None

@@ -92,6 +92,10 @@ class Engine:
             with self._metrics.tick_seconds.time():
                 self._forecaster.advance(self.store)
             self._learned_version = version
+            self._metrics.calibration_error.set(self._forecaster.calibration.error)
+            self._metrics.log_loss.set(self._forecaster.calibration.log_loss)
+            for election in self._forecaster.take_elections():
+                self._metrics.refits.labels(election.expert, election.elected).inc()
             self._metrics.functions.set(self.store.known)
             self._metrics.as_of_seconds.set(self.store.as_of_ms / 1000)
         return self.store.as_of_ms // self.store.step_ms

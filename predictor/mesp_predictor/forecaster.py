@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from mesp.types import BoolArray, FloatArray
+    from mesp_predictor.calibration import Calibration
+    from mesp_predictor.refit import Election
     from mesp_predictor.series import SeriesStore
 
 
@@ -76,6 +78,15 @@ class Forecaster(Protocol):
     @property
     def clusters(self) -> int:
         """Number of clusters of similar functions."""
+        ...
+
+    @property
+    def calibration(self) -> Calibration:
+        """How well its probabilities of the next step have held lately."""
+        ...
+
+    def take_elections(self) -> list[Election]:
+        """How refits of experts ended since the last call, oldest first."""
         ...
 
     def advance(self, store: SeriesStore) -> None:

@@ -40,6 +40,22 @@ class PredictorMetrics:
         self.rejections = Counter(
             "mesp_predictor_rejections", "Observed items that were refused", registry=self.registry
         )
+        self.calibration_error = Gauge(
+            "mesp_predictor_calibration_error",
+            "Mean distance of probability and frequency of activity in the next step, half-life 720 steps",
+            registry=self.registry,
+        )
+        self.log_loss = Gauge(
+            "mesp_predictor_log_loss",
+            "Log loss of activity in the next step, half-life 720 steps",
+            registry=self.registry,
+        )
+        self.refits = Counter(
+            "mesp_predictor_refits",
+            "Refits of experts, by who was elected: candidate, serving, or the one as it was trained",
+            ("expert", "elected"),
+            registry=self.registry,
+        )
         self.failures = Counter(
             "mesp_predictor_failures", "Bugs met while answering or learning; the log has each", registry=self.registry
         )

@@ -19,6 +19,7 @@ import numpy as np
 from mesp_predictor import router as routing
 from mesp_predictor import shapes
 from mesp_predictor.answers import ask, choose, mix, next_step, take
+from mesp_predictor.calibration import Calibration
 from mesp_predictor.experts.base import Context, Expert, IntArray, Prediction
 from mesp_predictor.experts.registry import costly
 from mesp_predictor.learning import LearningRouter
@@ -95,6 +96,7 @@ class MixtureForecaster:
         self._window: FloatArray = np.zeros((0, WINDOW), np.float32)
         self._next: Prediction | None = None  # each expert's forecast of the step that closes next, (F, E)
         self._ahead: Mixed | None = None  # all rows, default horizon and levels
+        self.calibration = Calibration()
         self.asked: Asked | None = None
 
     @property
@@ -137,10 +139,12 @@ class MixtureForecaster:
         """Number of clusters of similar functions."""
         return len(self._model.centroids)
 
-    @property
-    def elections(self) -> tuple[Election, ...]:
-        """How the latest refits of experts ended, oldest first."""
-        return () if self._refits is None else tuple(self._refits.elections)
+    def take_elections(self) -> list[Election]:
+        """How refits of experts ended since the last call, oldest first."""
+        if self._refits is None:
+            return []
+        ended, self._refits.elections = self._refits.elections, []
+        return ended
 
     @property
     def _experts(self) -> tuple[Expert, ...]:
@@ -240,6 +244,9 @@ class MixtureForecaster:
         known &= self._statistics.gap[:judged] > 0  # silence before the first invocation says little of an expert
         if self._learning is not None:
             self._learning.learn(self._statistics.step, active, known)
+        if self._ahead is not None and len(self._ahead.active) == judged:  # not while it catches up
+            self.calibration.add(self._ahead.active[known, 0], active[known])
+            self._ahead = None
         routing.score(self._losses[:judged], forecast, np.asarray(self.levels, np.float32), column[:judged], known)
 
     def _taken(self, store: SeriesStore, changed: IntArray) -> IntArray:

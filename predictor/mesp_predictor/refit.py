@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -110,7 +111,6 @@ class Refits:
     _held: int = 0
     _started: int | None = None
     _taught: int = 0
-    _worker: ThreadPoolExecutor | None = None
 
     def __post_init__(self) -> None:
         """Every refittable expert has a seat."""
@@ -173,10 +173,9 @@ class Refits:
         lessons = self._samples(lambda target: target < step - EXAM_STEPS)
         if len(lessons.counts) < LEAST or (lessons.counts > 0).sum() < LEAST_ACTIVE:
             return
-        self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="refit")
         self._started, self._taught = step, len(lessons.counts)
         for seat in self._seats.values():
-            seat.candidate = self._worker.submit(seat.trained.refitted, lessons, step)
+            seat.candidate = _refitted(seat.trained, lessons, step)
 
     def _elect(self, step: int) -> list[int]:
         """The last hour before the refit began decides; a refit that is late is waited for."""
@@ -211,6 +210,20 @@ class Refits:
         counts = np.concatenate([lessons.counts for lessons in chosen])
         features = np.concatenate([lessons.features for lessons in chosen])
         return Samples(features, counts, np.ones(len(counts), np.float32))
+
+
+def _refitted(expert: Refittable, lessons: Samples, seed: int) -> Future[Refittable]:
+    """The refit in a thread of its own, which does not keep the process from ending."""
+    future: Future[Refittable] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(expert.refitted(lessons, seed))
+        except Exception as error:  # noqa: BLE001  told where the result is asked for
+            future.set_exception(error)
+
+    Thread(target=work, name=f"refit-{expert.name}", daemon=True).start()
+    return future
 
 
 def _examined(expert: Refittable, exam: Samples) -> float:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from mesp_predictor.calibration import Calibration
 from mesp_predictor.forecaster import Mixed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from mesp.types import FloatArray
+    from mesp_predictor.refit import Election
     from mesp_predictor.series import SeriesStore
     from mesp_predictor.training import Trained, TrainingConfig
 
@@ -38,6 +40,8 @@ class FakeForecaster:
     clusters = 1
 
     def __init__(self) -> None:
+        self.calibration = Calibration()
+        self.elections: list[Election] = []
         self.advances = 0
         self.forecasts = 0
         self.fault: Exception | None = None
@@ -70,6 +74,10 @@ class FakeForecaster:
             prior=prior,
             fallback=np.zeros(len(rows), np.bool_),
         )
+
+    def take_elections(self) -> list[Election]:
+        ended, self.elections = self.elections, []
+        return ended
 
     def _raise(self) -> None:
         fault, self.fault = self.fault, None

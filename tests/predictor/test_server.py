@@ -43,7 +43,7 @@ COMMAND = """
 import runpy, sys, types
 checkpoint = types.ModuleType("mesp_predictor.checkpoint")
 fake = runpy.run_path(sys.argv.pop(1))["FakeForecaster"]
-checkpoint.load_forecaster = lambda directory, max_functions: fake()
+checkpoint.load_forecaster = lambda directory, **_options: fake()
 checkpoint.default_model = lambda: "shipped"
 sys.modules["mesp_predictor.checkpoint"] = checkpoint
 from mesp.errors import MespError
