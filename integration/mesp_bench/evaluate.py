@@ -180,7 +180,7 @@ def model_notes(model: Mapping[str, Any], trace: Trace) -> list[str]:
     data = model["data"] or {}
     said = []
     if model["shipped"]:
-        said.append(f"No model was named: the one that comes with MESP answered, trained on {data.get('name')}.")
+        said.append(f"The model that comes with MESP answered, trained on {data.get('name')}.")
     if data.get("checksum") == trace.checksum:
         said.append("The model was trained on this very trace: what is said of MESP flatters it.")
     return said

@@ -151,6 +151,13 @@ def test_the_headline_says_who_wastes_what(mesp: list[dict[str, Any]], sentence:
     assert headline(result) == sentence
 
 
+def test_a_result_of_events_alone_has_its_headline() -> None:
+    """What was measured in event accounting only, as in the demo, is told from there."""
+    policies = {"hybrid_histogram": [event(240, "uniform", 1512, 107.9)], "mesp": [event(80.5, "uniform", 1512, 54.8)]}
+    result = {"protocol": {"knob_units": {"hybrid_histogram": "minutes of range"}}, "policies": policies}
+    assert headline(result) == "At 1,512 cold starts MESP wastes 54.8 %, the hybrid histogram (240 min) 107.9 %."
+
+
 def test_untrained_baselines_stand_in_training_slices_only() -> None:
     """Never seen and from zero score the same functions, so baselines carry over; other slices speak for themselves."""
     online, frozen = [minute(80.5, 100, 50.0)], [minute(80.5, 120, 70.0)]

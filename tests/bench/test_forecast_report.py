@@ -186,6 +186,6 @@ def test_the_command_takes_the_shipped_model(tmp_path: Path, monkeypatch: pytest
     assert result["provenance"]["model"] == {
         "version": version, "shipped": True, "data": data, "attribution": "theirs"
     }  # fmt: skip
-    assert "No model was named: the one that comes with MESP answered, trained on pool." in result["notes"]
+    assert "The model that comes with MESP answered, trained on pool." in result["notes"]
     assert {"mesp", "oracle", "seasonal_naive"} <= set(result["models"])
     assert version in (tmp_path / "out" / "report.html").read_text()
