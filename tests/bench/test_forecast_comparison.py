@@ -220,8 +220,11 @@ def test_the_future_is_not_read(trace: Trace) -> None:
 def test_the_result_holds_what_is_promised(result: dict[str, Any]) -> None:
     """The form of `forecasts.json`: models with their scores, comparisons with intervals, every slice, a protocol."""
     assert set(result["models"]) == {
-        "mesp", "hedge", "uniform", "oracle", "seasonal", "intermittent", "hazard", "context_mixing", "moving_average", "seasonal_naive",
+        "mesp", "hedge", "uniform", "oracle", "seasonal", "intermittent", "hazard", "context_mixing", "gbm",
+        "moving_average", "seasonal_naive",
     }  # fmt: skip
+    silent = [note for note in result["notes"] if "gave no forecast" in note]
+    assert [note.split()[0] for note in silent] == ["gbm"]  # two hours are too little to refit on
     promised = {
         "scaled_quantile_loss",
         "wql",

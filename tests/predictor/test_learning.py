@@ -60,8 +60,9 @@ def follow(learner: LearningRouter, told: list[Step], start: int = 0) -> None:
 def log_loss(learner: LearningRouter, told: list[Step]) -> float:
     total = 0.0
     for step in told:
-        weights = learner.router.weights(step.features, step.forecast, step.losses, step.distances)
-        odds = (weights * router.logit(step.forecast)).sum(axis=1)
+        nowhere = np.full(FUNCTIONS, -1)
+        weights = learner.router.weights(step.features, step.forecast, step.losses, step.distances, nowhere)
+        odds = (weights.activity * router.logit(step.forecast)).sum(axis=1)
         total += float(np.logaddexp(0, np.where(step.active, -odds, odds)).mean())
     return total / len(told)
 
@@ -72,7 +73,8 @@ def wrong() -> Gate:
     torch.manual_seed(0)
     gate = Gate(2, 1).eval()
     with torch.no_grad():
-        list(gate.parameters())[-1].copy_(torch.tensor([1.0, -1.0]))
+        for network in (gate.activity, gate.counts):
+            list(network.parameters())[-1].copy_(torch.tensor([1.0, -1.0]))
     return gate
 
 
@@ -92,6 +94,16 @@ def test_a_wrong_gate_is_put_right(wrong: Gate) -> None:
     before = log_loss(learner, exam)
     follow(learner, drift(150))
     assert log_loss(learner, exam) < before / 2
+
+
+def test_the_weights_of_counts_are_not_learned(wrong: Gate) -> None:
+    """Steps in which one expert was right about activity move its weight for that, and no parameter of the other."""
+    learner = LearningRouter(Router(wrong))
+    follow(learner, drift(20))
+    now, trained = state(learner.router.gate), state(wrong)
+    assert {key for key in trained if torch.equal(now[key], trained[key])} == {
+        key for key in trained if not key.startswith("activity.")
+    }
 
 
 def test_reset_goes_back_bit_for_bit(wrong: Gate) -> None:

@@ -21,8 +21,10 @@ def said(fleet: Past, active: float | np.ndarray[tuple[int], np.dtype[np.float64
     """An expert that gives each function one probability, and 0 invocations at every level."""
     samples, functions = len(fleet.sampled), len(fleet.counts)
     each = np.broadcast_to(np.asarray(active, np.float32), functions)
+    following = np.broadcast_to(each, (fleet.counts.shape[1], functions)).copy()
     return Answers(
-        np.broadcast_to(each, (fleet.counts.shape[1], functions)).copy(),
+        following,
+        np.zeros((*following.shape, len(DEFAULT_LEVELS)), np.float32),
         np.broadcast_to(each[:, None], (samples, functions, 1)).copy(),
         np.zeros((samples, functions, 1, len(DEFAULT_LEVELS)), np.float32),
     )

@@ -17,10 +17,12 @@ from mesp_predictor.kernels import LAGS, LONGEST_GAP, PERIODS, WINDOWS
 from mesp_predictor.statistics import FEATURES, Statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mesp.types import FloatArray
 
 NAN = math.nan
-ARRAYS = tuple(field.name for field in dataclasses.fields(Statistics))[1:]
+ARRAYS = tuple(field.name for field in dataclasses.fields(Statistics) if field.init and field.name != "step")
 
 #: A history as runs of equal counts, so that long silences and outages are as likely as dense traffic.
 runs = st.lists(st.tuples(st.sampled_from([0.0, 0.0, 1.0, 7.0, NAN]), st.sampled_from([1, 1, 2, 3, 5, 17, 61, 600])))
@@ -134,12 +136,21 @@ def test_lags_read_the_ring_at_the_right_step(drawn: list[tuple[float, int]], ah
 
 
 def test_positive_quantiles_are_of_the_latest_counts() -> None:
-    """Values run from the least to the largest of the 16 latest positive counts; 1 where there was none."""
+    """Values run from the least to the largest of the 16 latest positive counts, expected at 16/17; 1 where none was."""
     history = [*(float(n) for n in range(1, 21)), 0.0, NAN]
     values, levels = learned(history, [0.0] * len(history)).positive_quantiles()
-    np.testing.assert_allclose(values[0], np.arange(5, 21))
+    np.testing.assert_allclose(values[0, :16], np.arange(5, 21))
     np.testing.assert_array_equal(values[1], 1)
-    np.testing.assert_allclose(levels, np.linspace(0, 1, 16), rtol=1e-6)
+    np.testing.assert_allclose(levels, [*(i / 15 for i in range(15)), 16 / 17, 0.99, 1], rtol=1e-6)
+
+
+def test_positive_counts_may_be_larger_than_any_seen() -> None:
+    """Past the largest the tail is exponential: three quarters of the upper half's slope per unit of -log(1 - level)."""
+    values, _ = learned([float(n) for n in range(5, 21)], [7.0] * 16).positive_quantiles()
+    slope = 0.75 * (18 - 13) / math.log(5)
+    expected = [20 + slope * math.log((1 / 17) / above) for above in (0.01, 0.001)]
+    np.testing.assert_allclose(values[0, 16:], expected, rtol=1e-5)
+    np.testing.assert_array_equal(values[1], 7)  # what never varied is not taken to
 
 
 # -- what is missing, and who is who -----------------------------------------------------------------------------------
@@ -169,6 +180,25 @@ def test_rows_do_not_touch_each_other(histories: list[list[float]]) -> None:
         alone = learned(history)
         for name in ARRAYS:
             np.testing.assert_array_equal(getattr(together, name)[row], getattr(alone, name)[0], name)
+
+
+def test_features_are_laid_out_once_and_never_stale() -> None:
+    """Whoever asks before the next change reads the same array, the nearer steps first; after a change it is anew."""
+    statistics = learned([1.0, 0.0, 1.0], [0.0, 1.0, 0.0])
+    laid = statistics.features(5)
+    assert np.shares_memory(statistics.features(2), laid)
+    np.testing.assert_array_equal(statistics.features(9)[:, :5], laid)
+    changes: tuple[Callable[[], None], ...] = (
+        lambda: statistics.update(np.array([2.0, 0.0], np.float32)),
+        lambda: statistics.put(np.array([1]), learned([0.0, 0.0, 3.0, 3.0])),
+        lambda: statistics.grow(3),
+    )
+    for change in changes:
+        before = statistics.features(9).copy()
+        change()
+        now = statistics.features(9)
+        assert not np.array_equal(now, before)
+        np.testing.assert_array_equal(now, dataclasses.replace(statistics).features(9))
 
 
 def test_take_put_and_grow_keep_rows_apart() -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mesp.errors import InputError
 from mesp_predictor.checkpoint import save_model
+from mesp_predictor.experts.gbm import GbmExpert
 from mesp_predictor.training import TrainingConfig, train, untrained_model
 
 if TYPE_CHECKING:
@@ -100,8 +101,12 @@ def test_settings_of_experts_are_checked_before_anything_is_trained() -> None:
 
 
 def test_the_untrained_model_answers_nothing_in_particular() -> None:
-    """Without training there are light experts under Hedge, and a context of a day."""
+    """Without training there are light experts under Hedge, trees that are yet to grow, and a context of a day."""
     model = untrained_model()
-    assert [expert.name for expert in model.experts] == ["seasonal", "intermittent", "hazard", "context_mixing"]
+    names = [expert.name for expert in model.experts]
+    assert names == ["seasonal", "intermittent", "context_mixing", "hazard", "gbm"]
+    trees = model.experts[-1]
+    assert isinstance(trees, GbmExpert)
+    assert trees.trained is trees.own is None
     assert model.router.gate is None
     assert model.context_length == 1440
