@@ -227,8 +227,12 @@ def _refitted(expert: Refittable, lessons: Samples, seed: int) -> Future[Refitta
 
 
 def _examined(expert: Refittable, exam: Samples) -> float:
-    """Mean log loss of the exam's lessons; NaN of an expert that has no answer."""
-    active = expert.activity(exam.features)
+    """Mean log loss of the exam's lessons; NaN of an expert that has no answer, or fails."""
+    try:
+        active = expert.activity(exam.features)
+    except Exception:  # an expert that fails is not elected
+        logger.exception("expert %s failed in the exam", expert.name)
+        return float("nan")
     if not len(active) or np.isnan(active).any():
         return float("nan")
     return float(log_loss((exam.counts > 0)[:, None], active[:, None].astype(np.float64)).mean())
