@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: A loaded machine may take long, and training takes longest.
+#: A loaded machine may take long.
 LIMIT_S = 900
 
 
@@ -91,19 +91,6 @@ def test_the_demo_ends_with_a_table_and_a_report(start: Callable[..., subprocess
     assert (out / "frontier.png").stat().st_size > 10_000
     assert "<html" in (out / "report.html").read_text()
     assert sidecars(tmp_path) == []
-
-
-def test_the_demo_trains_when_asked(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    """`mesp demo --train` answers with a model of its own making; without the option it is the one that ships."""
-    shipped = []
-    for more in ((), ("--train",)):
-        process = start("demo", "--functions", "40", "--minutes", "10", "--out", str(tmp_path / "report"), *more)
-        _, errors = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 0, errors
-        result = json.loads((tmp_path / "report" / "frontier.json").read_text())
-        shipped.append(result["provenance"]["model"]["shipped"])
-    assert shipped == [True, False]
-    assert any("synthetic fleet" in note for note in result["notes"])
 
 
 def test_ctrl_c_leaves_nothing_running(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
