@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mesp_bench.forecasting import TraceForecast
     from mesp_bench.traces.model import Trace
-    from mesp_predictor.mixture import Model
+    from mesp_predictor.model import Model
 
 evaluate = typer.Typer(help="Measure policies and forecasts on a trace.", no_args_is_help=True)
 

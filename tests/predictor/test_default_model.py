@@ -39,7 +39,7 @@ def counts(step: int) -> dict[FunctionKey, int]:
 
 def replayed(steps: int) -> Mixed:
     """What the shipped model says after these steps, learning as it goes."""
-    forecaster = load_forecaster(default_model(), len(KEYS))
+    forecaster = load_forecaster(default_model())
     store = SeriesStore(DEFAULT_STEP_MS, forecaster.context_length, len(KEYS))
     for step in range(steps):
         store.report(StepCounts("one", step * DEFAULT_STEP_MS, DEFAULT_STEP_MS, counts(step)))
