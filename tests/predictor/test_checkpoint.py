@@ -110,7 +110,7 @@ def test_the_manifest_tells_what_is_there(saved: Path) -> None:
     assert manifest.experts == ("seasonal", "intermittent", "hazard", "neural_hazard", "patchtst")
     assert manifest.levels == DEFAULT_LEVELS
     assert manifest.training == {"data": "tiny", "log_loss": {"mixture": 0.1}}
-    assert load_forecaster(saved, 10).model_version == manifest.version == load_model(saved).version
+    assert load_forecaster(saved).model_version == manifest.version == load_model(saved).version
 
 
 def test_a_model_without_a_gate_is_one_too(tmp_path: Path) -> None:

@@ -156,6 +156,44 @@ def test_weights_among_the_usable() -> None:
     np.testing.assert_allclose(among.counts, np.array([[2 / 7, 0, 5 / 7], third, [0, 0, 1]]), rtol=1e-6)
 
 
+def test_an_expert_without_an_answer_is_taken_to_say_what_the_others_do() -> None:
+    """The mean of those that have one; a coin where nobody has; answers themselves stay as they are."""
+    forecast = np.array([[0.2, np.nan, 0.6], [np.nan] * 3, [0.1, 0.2, 0.3]], np.float32)
+    expected = np.array([[0.2, 0.4, 0.6], [0.5, 0.5, 0.5], [0.1, 0.2, 0.3]])
+    np.testing.assert_allclose(routing.filled(forecast), expected, rtol=1e-6)
+
+
+def test_the_top_experts_alone_have_a_say() -> None:
+    """The best two of each part share in proportion, the first of equal ones; whose word counts is best in either part."""
+    activity = np.array([[0.5, 0.3, 0.2, 0], [0.25] * 4], np.float32)
+    counts = np.array([[0, 0.1, 0.1, 0.8], [0.25] * 4], np.float32)
+    top = Weights(activity, counts).top(2)
+    np.testing.assert_allclose(top.activity, np.array([[5 / 8, 3 / 8, 0, 0], [0.5, 0.5, 0, 0]]), rtol=1e-6)
+    np.testing.assert_allclose(top.counts, np.array([[0, 1 / 9, 0, 8 / 9], [0.5, 0.5, 0, 0]]), rtol=1e-6)
+    wanted = Weights(activity, counts).wanted(2)
+    assert wanted.tolist() == [[True, True, False, True], [True, True, False, False]]
+
+
+def test_a_router_keeps_to_its_top() -> None:
+    """With top = 1 the best expert of each part answers alone, by Hedge as by a gate."""
+    losses = routing.new_losses(1, 3)
+    losses[0, :, :-1], losses[0, :, -1] = np.array([[0.1], [0.2], [0.3]]), [3, 2, 1]
+    arguments = np.zeros((1, INPUTS), np.float32), np.full((1, 3), 0.5, np.float32), losses, np.ones((1, 2), np.float32)
+    hedged = Router(top=1).weights(*arguments, np.array([-1]))
+    assert (hedged.activity.tolist(), hedged.counts.tolist()) == ([[1, 0, 0]], [[0, 0, 1]])
+    even = Router(Gate(3, 2), top=1).weights(*arguments, np.array([-1]))
+    assert (even.activity.tolist(), even.counts.tolist()) == ([[1, 0, 0]], [[1, 0, 0]])
+
+
+def test_hard_assignment_asks_nobody_but_the_cluster_s_best() -> None:
+    """Each function's one expert has all the weight of either part, whatever it lost; the last is for those without."""
+    losses = np.random.default_rng(0).uniform(0, 9, (3, 3, routing.LOSSES)).astype(np.float32)
+    arguments = np.zeros((3, INPUTS), np.float32), np.full((3, 3), 0.5, np.float32), losses, np.ones((3, 2), np.float32)
+    weights = Router(selected=(2, 0, 1)).weights(*arguments, np.array([0, 1, -1]))
+    for part in weights:
+        assert part.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+
+
 # -- the combined answer -----------------------------------------------------------------------------------------------
 
 

@@ -34,15 +34,12 @@ class Context:
         counts: invocations per step, oldest first, the last column just closed, (R, C) float32; missing and unborn are 0.
         statistics: the running statistics of the same R functions.
         cluster: index of each function's cluster, (R,); -1 where none fits (young, dead, constant).
-        neighbours: what the other functions of the same app and owner did lately, (R, len(NEIGHBOURS)), as
-            `mesp_predictor.neighbours` computes it; None: nothing is known of any.
     """
 
     step: int
     counts: FloatArray
     statistics: Statistics
     cluster: IntArray
-    neighbours: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

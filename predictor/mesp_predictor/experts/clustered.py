@@ -64,5 +64,4 @@ def rows_of(context: Context, rows: IntArray) -> Context:
         counts=context.counts[rows],
         statistics=context.statistics.take(rows),
         cluster=context.cluster[rows],
-        neighbours=None if context.neighbours is None else context.neighbours[rows],
     )
