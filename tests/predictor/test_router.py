@@ -279,6 +279,25 @@ def test_an_untaught_gate_starts_even() -> None:
         np.testing.assert_allclose(part, 0.25, rtol=1e-6)
 
 
+def test_the_gate_is_judged_on_what_would_be_answered() -> None:
+    """Its loss is that of `combine`: log loss, twice that of the next step, and quantile loss in the function's scale."""
+    rng = np.random.default_rng(0)
+    forecast, quantiles = rng.random((6, 2, 2), np.float32), np.sort(rng.exponential(2, (6, 2, 2, 2)), axis=3)
+    counts, scale = rng.poisson(1, (6, 2)).astype(np.float32), np.linspace(0.5, 3, 6, dtype=np.float32)
+    counts[0, 1] = np.nan
+    inputs = rng.standard_normal((6, Gate(2, 1).mean.numel())).astype(np.float32)
+    samples = GateSamples(inputs, forecast, quantiles.astype(np.float32), counts, scale, np.arange(6))
+    loss = routing._gate_loss(Gate(2, 1), routing._tensors(samples, np.ones(6, np.bool_)), torch.tensor(LEVELS))
+    even = np.full((6, 2), 0.5, np.float32)
+    answers = [Prediction(samples.quantiles[:, expert], forecast[:, expert]) for expert in range(2)]
+    answer = routing.combine(Weights(even, even), answers, LEVELS)
+    log_loss = -np.log(np.where(counts > 0, answer.active, 1 - answer.active))
+    error, level = (counts[..., None] - answer.quantiles) / scale[:, None, None], np.array(LEVELS)
+    pinball = np.maximum(level * error, (level - 1) * error).mean(axis=2)
+    expected = np.where(np.isnan(counts), 0, np.array([2, 1]) * log_loss + np.nan_to_num(pinball))
+    np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_gate_learns_whom_to_trust_for_what() -> None:
     """Where a feature says who is right about activity, and the other about counts, each gets the weight for that alone."""
     samples = two_experts()
