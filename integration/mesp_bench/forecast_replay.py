@@ -2,7 +2,8 @@
 
 At the end of each minute its counts are reported, the mixture learns them, and what it and all of its experts say of
 the coming minutes is held against what then came. Beside the mixture as it serves (`mesp`) stand other ways to use the
-same experts: the best one of the function's cluster (`hard`), Hedge, and even weights; and plain baselines.
+same experts: the best one of the function's cluster (`hard`), Hedge, and even weights; and plain baselines. A single model is
+an expert as it was trained; where MESP refitted it on the way, what that became stands beside it (`gbm_refitted`).
 
 Every function is known from the trace's start, with zeros before its first invocation, so that each minute of each
 function is forecast by every model. Nothing is held but sums: see `Tally`.
@@ -21,7 +22,7 @@ from mesp.types import DEFAULT_STEP_MS, StepCounts
 from mesp_bench.forecast_baselines import moving_average, seasonal_naive
 from mesp_bench.forecast_scores import Tally, answered, step_log_loss, window_pinball
 from mesp_predictor import router as routing
-from mesp_predictor.experts.base import Context, Prediction
+from mesp_predictor.experts.base import Context, Prediction, Refittable
 from mesp_predictor.mixture import WINDOW, MixtureForecaster
 from mesp_predictor.series import SeriesStore
 from mesp_predictor.statistics import Statistics
@@ -42,6 +43,7 @@ WINDOW_EVERY = 5
 #: Runs of which a speed is the median.
 TIMED_RUNS = 3
 
+REFITTED = "_refitted"
 MESP, HARD, HEDGE, UNIFORM = "mesp", "hard", "hedge", "uniform"
 BASELINES = {"moving_average": moving_average, "seasonal_naive": seasonal_naive}
 
@@ -51,7 +53,8 @@ class Replay:
     """What a replay left.
 
     Attributes:
-        tallies: by model: mesp, hard (where the model has selected experts), hedge, uniform, every expert, baselines.
+        tallies: by model: mesp, hard (where the model has selected experts), hedge, uniform, every expert as it was
+            trained, those that were refitted, baselines.
         best_per_window: the expert that did best on each single window and minute, in hindsight.
         experts: names of the experts.
         weights: mean weight of each expert on each function over the scored minutes, (F, E).
@@ -119,6 +122,8 @@ def replay(model: Model, trace: Trace, progress: Callable[[float], None], *, lea
             mixed = forecaster.forecast(rows, horizon, levels)
             said = {MESP: _ahead(Prediction(mixed.quantiles, mixed.active), ahead)}
             said |= combinations(experts, asked, rows, model, levels) | experts
+            if learn:
+                said |= _refitted(model, experts, asked, rows, ahead)
             said |= {name: forecast(counts[:, :m], ahead, levels) for name, forecast in BASELINES.items()}
             actual, seen = counts[:, m : m + ahead], counts[:, :m].max(axis=1) > 0
             for name, forecast in said.items():
@@ -206,6 +211,19 @@ def _add(
 def _experts(names: Sequence[str], asked: Asked, rows: Rows, ahead: int) -> dict[str, Prediction]:
     taken = (Prediction(p.quantiles[rows], p.active[rows]) for p in asked.predictions)
     return {name: _ahead(prediction, ahead) for name, prediction in zip(names, taken, strict=True)}
+
+
+def _refitted(
+    model: Model, experts: Mapping[str, Prediction], asked: Asked, rows: Rows, ahead: int
+) -> dict[str, Prediction]:
+    """Of each refittable expert two forecasts: as it was trained under its name, and as it serves beside it."""
+    said = {}
+    for expert in model.experts:
+        if isinstance(expert, Refittable):
+            trained = expert.predict(asked.context, ahead, model.levels)
+            said[expert.name] = Prediction(trained.quantiles[rows], trained.active[rows])
+            said[expert.name + REFITTED] = experts[expert.name]
+    return said
 
 
 def _ahead(prediction: Prediction, steps: int) -> Prediction:
