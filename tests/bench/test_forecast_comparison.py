@@ -220,7 +220,7 @@ def test_the_future_is_not_read(trace: Trace) -> None:
 def test_the_result_holds_what_is_promised(result: dict[str, Any]) -> None:
     """The form of `forecasts.json`: models with their scores, comparisons with intervals, every slice, a protocol."""
     assert set(result["models"]) == {
-        "mesp", "hedge", "uniform", "oracle", "seasonal", "intermittent", "hazard", "context_mixing", "gbm",
+        "mesp", "hedge", "uniform", "oracle", "seasonal", "intermittent", "hazard", "context_mixing", "gbm", "gbm_refitted",
         "moving_average", "seasonal_naive",
     }  # fmt: skip
     silent = [note for note in result["notes"] if "gave no forecast" in note]
