@@ -47,8 +47,8 @@ class LearningRouter:
         self.router = replace(self._start, gate=copy.deepcopy(self._trained))
         if self._trained is None or self.router.gate is None:
             return
-        self._anchor = [p.detach().clone() for p in self._trained.activity.parameters()]
-        self._optimizer = torch.optim.Adam(self.router.gate.activity.parameters(), RATE)
+        self._anchor = [p.detach().clone() for p in self._trained.learning()]
+        self._optimizer = torch.optim.Adam(self.router.gate.learning(), RATE)
         self._inputs = torch.zeros((0, len(self._trained.mean)))
         self._odds = torch.zeros((0, self.router.gate.experts))
         self._active = torch.zeros(0)
@@ -86,7 +86,7 @@ class LearningRouter:
         )
         pooled = (gate(inputs)[0].exp() * odds).sum(dim=1)
         loss = functional.binary_cross_entropy_with_logits(pooled, active)
-        drift = sum(((p - a) ** 2).sum() for p, a in zip(gate.activity.parameters(), self._anchor, strict=True))
+        drift = sum(((p - a) ** 2).sum() for p, a in zip(gate.learning(), self._anchor, strict=True))
         self._optimizer.zero_grad()
         (loss + PULL * drift).backward()
         self._optimizer.step()

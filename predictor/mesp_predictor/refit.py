@@ -5,7 +5,8 @@ ahead, waits until that step has closed: then it is a lesson. Every `EVERY` step
 lessons but the last hour's, in a thread of its own; `LAG` steps later that hour elects who serves from then on: the
 newcomer, the one that serves, or the expert as it was trained.
 
-Lessons, seeds and the steps of each election follow from the counts alone, so a replay refits as the server did.
+Lessons, seeds and the steps of each election follow from the counts alone, so a replay refits as the server did; of many
+steps that close at once, as after a long silence, only the last ones can begin or end a refit.
 """
 
 from __future__ import annotations
@@ -124,13 +125,13 @@ class Refits:
         rows = rng.permutation(np.flatnonzero(statistics.age >= 0))[:DRAWN]
         if not len(rows):
             return
-        features = statistics.take(rows).features(FARTHEST)
-        self._questions.append(_Question(statistics.step, rows, features[:, 0].copy()))
-        some = np.flatnonzero(rng.random(len(rows)) < FARTHER_SHARE)
-        ahead = rng.integers(1, FARTHEST, len(some))
+        self._questions.append(_Question(statistics.step, rows, statistics.take(rows).features(1)[:, 0]))
+        farther = rows[rng.random(len(rows)) < FARTHER_SHARE]
+        features = statistics.take(farther).features(FARTHEST)
+        ahead = rng.integers(1, FARTHEST, len(farther))
         for h in np.unique(ahead):
-            chosen = some[ahead == h]
-            self._questions.append(_Question(statistics.step + int(h), rows[chosen], features[chosen, h]))
+            chosen = ahead == h
+            self._questions.append(_Question(statistics.step + int(h), farther[chosen], features[chosen, h]))
 
     def learn(self, step: int, counts: FloatArray, taken: IntArray) -> None:
         """Answers the questions about a step that closed.
@@ -146,9 +147,10 @@ class Refits:
                 waiting.append(question)
             elif question.target == step:
                 known = ~np.isnan(counts[question.rows]) & ~np.isin(question.rows, taken)
-                lessons = _Lessons(step, question.features[known], counts[question.rows[known]])
-                self._lessons.append(lessons)
-                self._held += len(lessons.counts)
+                if known.any():
+                    lessons = _Lessons(step, question.features[known], counts[question.rows[known]])
+                    self._lessons.append(lessons)
+                    self._held += len(lessons.counts)
         self._questions = waiting
         while self._held > REMEMBERED:
             self._held -= len(self._lessons.popleft().counts)

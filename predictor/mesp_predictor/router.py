@@ -3,10 +3,13 @@
 After each step every expert's forecast of that step is scored on every function, and exponentially weighted means are
 kept per function and expert, from the function's first invocation on: two of the log loss of activity, one of the
 quantile loss of the count. Who knows *whether* a function is invoked need not know *how often*: an expert has one weight
-for its probability of activity and another for its quantiles. A gate reads the losses beside the function's age and
-rhythm, the experts' present answers and the distances to the clusters' centroids, and gives the weights; what it reads
-is kept small, for a gate that knows functions too well trusts the wrong expert on others. Without a trained gate Hedge
-answers (Freund and Schapire, 1997): weights fall with the exponential of the discounted loss.
+for its probability of activity and another for its quantiles.
+
+Hedge weighs by the losses alone (Freund and Schapire, 1997): weights fall with the exponential of the discounted loss. The
+gate corrects Hedge: to its log weights it adds what a small network makes of the losses, the function's age and rhythm, the
+experts' present answers and the distances to the clusters' centroids, and it learns how far to trust each loss. What it
+reads is kept small, for a gate that knows functions too well trusts the wrong expert on others. Without a trained gate
+Hedge answers.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ LOSS_HALF_LIVES = (30.0, 240.0)
 COUNT_HALF_LIFE = 240.0
 _LOSS_DECAY = (0.5 ** (1 / np.array(LOSS_HALF_LIVES))).astype(np.float32)
 _COUNT_DECAY = np.float32(0.5 ** (1 / COUNT_HALF_LIFE))
+#: Steps that the running means of log losses remember, which Hedge on their sums learns from at rate 1.
+_MEMORY = torch.tensor(1 / (1 - _LOSS_DECAY))
 #: Running means kept of each expert and function: of the log loss, then of the quantile loss.
 LOSSES = len(LOSS_HALF_LIVES) + 1
 #: Quantile loss, invocations, that is too small to tell experts apart.
@@ -117,6 +122,8 @@ class Gate(nn.Module):
     def __init__(self, experts: int, clusters: int, width: int = 32) -> None:
         super().__init__()
         self.experts = experts
+        self.trust = nn.Parameter(torch.tensor([0.0, 1.0]))  # in each log loss, in units of Hedge's learning rate
+        self.power = nn.Parameter(torch.tensor(1.0))  # of the quantile loss, in units of Hedge's
         inputs = len(GATE_FEATURES) + experts * (1 + LOSSES) + clusters
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))
@@ -125,15 +132,29 @@ class Gate(nn.Module):
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log weights, normalised over experts."""
         scaled = self.scaled(inputs)
-        return functional.log_softmax(self.activity(scaled), dim=1), functional.log_softmax(self.counts(scaled), dim=1)
+        lost, relative = self._losses(inputs)
+        activity = self.activity(scaled) - (lost * self.trust * _MEMORY).sum(dim=2)
+        counts = self.counts(scaled) - _COUNT_POWER * self.power * relative
+        return functional.log_softmax(activity, dim=1), functional.log_softmax(counts, dim=1)
 
     def scaled(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs as the networks read them."""
         return ((inputs - self.mean) / self.spread).clamp(-6, 6)
 
+    def learning(self) -> list[nn.Parameter]:
+        """What goes on learning while it serves: all that weighs activity."""
+        return [*self.activity.parameters(), self.trust]
+
+    def _losses(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of `gate_inputs`: regrets in log loss, (N, E, 2), and logarithms of relative quantile losses, (N, E)."""
+        first = len(GATE_FEATURES) + self.experts
+        last = first + self.experts * len(LOSS_HALF_LIVES)
+        lost = inputs[:, first:last].unflatten(1, (self.experts, len(LOSS_HALF_LIVES)))
+        return lost - lost.amin(dim=1, keepdim=True), inputs[:, last : last + self.experts]
+
 
 def _even_network(inputs: int, width: int, experts: int) -> nn.Sequential:
-    """A network that weighs all experts alike until it has learned."""
+    """A network that corrects nothing until it has learned."""
     last = nn.Linear(width, experts)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -228,13 +249,13 @@ def combine(weights: Weights, predictions: Sequence[Prediction], levels: tuple[f
     """The weighted answer: log odds of activity and quantiles averaged over experts, made coherent.
 
     Averaging log odds is the logarithmic opinion pool, which keeps experts' sharpness; averaging quantiles is
-    Vincentization. Coherent: the quantile at level q is 0 where q <= 1 - active, at least 1 above.
+    Vincentization, rounded, for counts are whole. Coherent: the quantile at level q is 0 where q <= 1 - active, at least 1 above.
     """
     odds = sum(w[:, None] * logit(p.active) for w, p in zip(weights.activity.T, predictions, strict=True))
     active = (1 / (1 + np.exp(-odds))).astype(np.float32)
     quantiles = sum(w[:, None, None] * p.quantiles for w, p in zip(weights.counts.T, predictions, strict=True))
     positive = np.asarray(levels, np.float32) > 1 - active[..., None]
-    return Prediction(np.where(positive, np.maximum(quantiles, 1), 0).astype(np.float32), active)
+    return Prediction(np.where(positive, np.maximum(np.floor(quantiles + 0.5), 1), 0).astype(np.float32), active)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +289,7 @@ def fit_gate(
 ) -> Gate:
     """Trains the gate on the proper scores of the combined forecast: log loss of activity plus scaled quantile loss.
 
-    It starts from even weights, and the epoch that did best on functions kept aside is the one returned.
+    It starts from Hedge, and the epoch that did best on functions kept aside is the one returned.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -283,7 +304,7 @@ def fit_gate(
     rows = len(lesson.inputs)
     batch = min(1024, max(64, rows // 16))
     per_epoch = max(1, rows // batch)
-    optimizer = torch.optim.AdamW(gate.parameters(), 3e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(gate.parameters(), 3e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * per_epoch + 1)
     best, best_state = _examine(gate, exam, level), copy.deepcopy(gate.state_dict())
     for epoch in range(epochs):
