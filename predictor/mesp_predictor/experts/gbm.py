@@ -38,11 +38,12 @@ class GbmSettings(Settings):
     leaves: int = Field(63, ge=2, le=4_096, description="Leaves of a tree.")
     rate: float = Field(0.06, gt=0, le=1, description="Learning rate.")
     least_samples: int = Field(50, ge=1, description="Samples in a leaf, at least.")
+    l2: float = Field(0, ge=0, description="Penalty on leaves' values.")
     samples: int = Field(1_000_000, ge=1_000, description="Samples to learn from, at most.")
 
 
 #: How the trees are grown that follow the fleet's own past.
-OWN = GbmSettings(rounds=100, leaves=31, rate=0.04)
+OWN = GbmSettings(rounds=150, leaves=31, rate=0.04, least_samples=20, l2=5)
 
 
 class _Saved(Settings):
@@ -131,6 +132,7 @@ def _parameters(settings: GbmSettings, seed: int) -> dict[str, Any]:
         "num_leaves": settings.leaves,
         "learning_rate": settings.rate,
         "min_data_in_leaf": settings.least_samples,
+        "lambda_l2": settings.l2,
         "feature_fraction": 0.7,
         "bagging_fraction": 0.8,
         "bagging_freq": 1,
