@@ -148,13 +148,12 @@ class TrainingConfig(BaseModel):
         return pipeline.Plan(name, settings, Path(where).absolute() if where else None, adapt, tune)
 
 
-#: A model in about a minute on one core, for the demo and a first look.
+#: A model in a few minutes on one core, for a first look: no networks.
 QUICK = TrainingConfig(
     kshape="batched",  # tslearn compiles its loops anew in every process
     experts={
-        **{name: {} for name in DEFAULT_EXPERTS},
-        "neural_hazard": {"samples": 400_000, "epochs": 4},
-        "patchtst": {"training_steps": 300},
+        **{name: {} for name in ("seasonal", "intermittent", "moving_window", "context_mixing", "hazard")},
+        "gbm": {"rounds": 100, "samples": 300_000},
     },
     tune=False,
     router_functions=80,
