@@ -42,7 +42,9 @@ def train(
     out: Annotated[Path, typer.Option(help="The model directory to write; a model that is there is replaced.")],
     config: Annotated[Path | None, typer.Option(help="YAML file with the training's settings.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Only the smoke run: all families, in seconds.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A small model in a few minutes, without networks, for a first look.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small model in a few minutes, without networks, for a first look.")
+    ] = False,
     run: Annotated[Path | None, typer.Option(help="The run directory; one of its own in --runs without it.")] = None,
     runs: Annotated[Path, typer.Option(help="Where run directories are kept.")] = Path("runs"),
     seed: Annotated[

@@ -10,7 +10,6 @@ Everything follows from the store's contents and the model: the same counts in t
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from mesp_predictor.refit import Election
     from mesp_predictor.series import SeriesStore
 
-logger = logging.getLogger(__name__)
 
 #: Steps between two look-ups of a function's cluster.
 CLUSTER_EVERY = 60

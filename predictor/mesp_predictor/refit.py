@@ -11,7 +11,6 @@ steps that close at once, as after a long silence, only the last ones can begin 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import structlog
 
 from mesp_predictor.experts.base import Expert, Refittable
 from mesp_predictor.experts.samples import Samples
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mesp_predictor.experts.base import IntArray
     from mesp_predictor.statistics import Statistics
 
-logger = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 #: Steps between two refits, and from the start of one to its election.
 EVERY = 60
@@ -189,8 +189,8 @@ class Refits:
             try:
                 if seat.candidate is not None:
                     candidates["candidate"] = seat.candidate.result()
-            except Exception:  # whatever it is, the one that serves goes on
-                logger.exception("expert %s was not refitted; the one that serves goes on", seat.serving.name)
+            except Exception:  # noqa: BLE001  whatever it is, the one that serves goes on
+                _log.exception("not refitted; the one that serves goes on", expert=seat.serving.name)
             seat.candidate = None
             losses = {name: _examined(expert, exam) for name, expert in candidates.items()}
             elected = min(losses, key=lambda name: np.nan_to_num(losses[name], nan=np.inf))
@@ -198,8 +198,8 @@ class Refits:
                 awoken.append(index)
             seat.serving = candidates[elected]
             self.elections.append(Election(step, seat.serving.name, elected, losses, self._taught))
-            shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-            logger.info("expert %s: the last hour elected the %s one (log loss: %s)", seat.serving.name, elected, shown)
+            shown = {name: round(loss, 4) for name, loss in losses.items()}
+            _log.info("refit", expert=seat.serving.name, elected=elected, log_loss_last_hour=shown)
         self.experts = tuple(
             self._seats[i].serving if i in self._seats else expert for i, expert in enumerate(self.experts)
         )
@@ -232,8 +232,8 @@ def _examined(expert: Refittable, exam: Samples) -> float:
     """Mean log loss of the exam's lessons; NaN of an expert that has no answer, or fails."""
     try:
         active = expert.activity(exam.features)
-    except Exception:  # an expert that fails is not elected
-        logger.exception("expert %s failed in the exam", expert.name)
+    except Exception:  # noqa: BLE001  an expert that fails is not elected
+        _log.exception("failed in the exam", expert=expert.name)
         return float("nan")
     if not len(active) or np.isnan(active).any():
         return float("nan")

@@ -20,10 +20,9 @@ from mesp_predictor.experts.neural_hazard import (
     Network,
     NeuralHazardExpert,
     NeuralHazardSettings,
-    Samples,
-    draw_samples,
     train_on,
 )
+from mesp_predictor.experts.samples import Samples, draw_samples
 from mesp_predictor.statistics import FEATURES, Statistics
 
 if TYPE_CHECKING:

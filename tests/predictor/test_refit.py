@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from mesp_predictor import refit
 from mesp_predictor.experts.light import SeasonalExpert
@@ -273,17 +273,17 @@ class Mute(Pupil):
 
 @pytest.mark.parametrize("fault", [RuntimeError("out of trees"), Mute(0.9)], ids=["while it learns", "in the exam"])
 def test_a_refit_that_fails_is_logged_and_the_old_one_serves(
-    fault: Exception | Pupil, caplog: pytest.LogCaptureFixture
+    fault: Exception | Pupil,
 ) -> None:
     """One that raises, while it learns or when it is examined, is no candidate; the next hour's is as if it had not been."""
     better = Pupil(0.9)
     pupil = Pupil(0.5, [fault, better])
     refits = Refits((pupil,))
-    with caplog.at_level(logging.ERROR, logger=refit.__name__):
+    with capture_logs() as logged:
         drive(refits, busy(steps=ELECTED))
-    (record,) = caplog.records
-    assert "expert pupil" in record.getMessage()
-    assert record.exc_info is not None
+    failed, election = logged
+    assert (failed["log_level"], failed["expert"], bool(failed["exc_info"])) == ("error", "pupil", True)
+    assert (election["event"], election["elected"]) == ("refit", "serving")
     assert refits.experts == (pupil,)
     assert [election.elected for election in refits.elections] == ["serving"]
     drive(other := Refits((Pupil(0.5, [fault, better]),)), busy())
