@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from mesp import wire
 from mesp.errors import InputError, MespError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from mesp_predictor.forecaster import Forecaster, Mixed
     from mesp_predictor.metrics import PredictorMetrics
     from mesp_predictor.series import SeriesStore
+
+_log = structlog.get_logger(__name__)
 
 MAX_PAGE_SIZE = 10_000
 DEFAULT_PAGE_SIZE = 1_000
@@ -96,6 +99,8 @@ class Engine:
             self._metrics.log_loss.set(self._forecaster.calibration.log_loss)
             for election in self._forecaster.take_elections():
                 self._metrics.refits.labels(election.expert, election.elected).inc()
+                losses = {name: round(loss, 4) for name, loss in election.log_loss.items()}
+                _log.info("refit", expert=election.expert, elected=election.elected, log_loss_last_hour=losses)
             self._metrics.functions.set(self.store.known)
             self._metrics.as_of_seconds.set(self.store.as_of_ms / 1000)
         return self.store.as_of_ms // self.store.step_ms

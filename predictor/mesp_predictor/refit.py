@@ -198,8 +198,6 @@ class Refits:
                 awoken.append(index)
             seat.serving = candidates[elected]
             self.elections.append(Election(step, seat.serving.name, elected, losses, self._taught))
-            shown = {name: round(loss, 4) for name, loss in losses.items()}
-            _log.info("refit", expert=seat.serving.name, elected=elected, log_loss_last_hour=shown)
         self.experts = tuple(
             self._seats[i].serving if i in self._seats else expert for i, expert in enumerate(self.experts)
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import grpc.aio
 import numpy as np
+import prometheus_client
 import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +27,7 @@ from mesp.v1.predictor_service_pb2_grpc import PredictorServiceStub, add_Predict
 from mesp_predictor import store as files
 from mesp_predictor.engine import Engine
 from mesp_predictor.metrics import PredictorMetrics
+from mesp_predictor.refit import Election
 from mesp_predictor.series import SeriesStore
 from mesp_predictor.service import PredictorService
 
@@ -215,6 +217,23 @@ async def test_a_bug_while_learning_leaves_the_server_answering(forecaster: Fake
             forecasts = await sidecar.client.forecast()
         assert [entry["event"] for entry in logs] == ["bug"]
         assert forecasts.as_of_ms == 101 * STEP_MS
+
+
+async def test_refits_and_calibration_are_told(forecaster: FakeForecaster) -> None:
+    """Each election is counted and logged once, by expert and who was elected; the page shows calibration and log loss."""
+    engine = engine_of(forecaster)
+    losses = {"serving": 0.06, "trained": 0.07, "candidate": 0.05}
+    forecaster.elections = [Election(100, "gbm", "candidate", losses, 5_000)]
+    forecaster.calibration.add(np.array([0.75], np.float32), np.array([False]))
+    with structlog.testing.capture_logs() as logs:
+        for index in (100, 101):
+            engine.store.report(step(index, {A: 1}))
+            engine.advance()
+    assert [(log["expert"], log["elected"]) for log in logs] == [("gbm", "candidate")]
+    page = prometheus_client.generate_latest(engine._metrics.registry).decode()
+    assert 'mesp_predictor_refits_total{elected="candidate",expert="gbm"} 1.0' in page
+    assert "mesp_predictor_calibration_error 0.75" in page
+    assert "mesp_predictor_log_loss 1.386" in page
 
 
 async def test_the_common_forecast_is_made_once(forecaster: FakeForecaster) -> None:
