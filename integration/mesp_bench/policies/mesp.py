@@ -30,7 +30,7 @@ class Mesp:
     forecast: TraceForecast
     name: str = "mesp"
     knob_unit: str = "GB s"
-    knobs: tuple[float, ...] = (5, 10, 20, 40, 60, 80.5, 120, 160, 240, 320, 480, 640, 1000, 1600, 3200)
+    knobs: tuple[float, ...] = (5, 10, 20, 40, 60, 80.5, 120, 160, 240, 320, 480, 640, 800, 900, 1000, 1200, 1600, 3200)
     constant_idle_mb: float = 0.0
 
     def loaded(self, trace: Trace, knob: float) -> BoolArray:
