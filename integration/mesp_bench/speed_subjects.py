@@ -152,7 +152,7 @@ def _sidecar(model: Model, counts: FloatArray, *, tick: bool) -> Iterator[Call]:
 
 def _auto_ets(past: FloatArray) -> Iterator[Call]:
     """AutoETS of statsforecast without a season, its fastest form, fitted to every series as it is meant to be."""
-    from statsforecast.models import AutoETS  # type: ignore[import-untyped]  # noqa: PLC0415
+    from statsforecast.models import AutoETS  # noqa: PLC0415
 
     horizon = untrained_model().default_horizon
 
