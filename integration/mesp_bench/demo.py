@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mesp.client import PredictorClient
+from mesp.client import ClientConfig, PredictorClient
 from mesp.errors import UnavailableError
 from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, StepCounts
 from mesp_bench.arrivals import ArrivalMode, Arrivals, draw_arrivals
@@ -46,8 +46,10 @@ MOST_PER_MINUTE = 600.0
 NODES, MEMORY_SHARE = 4, 3.0
 #: The platform's own keep-alive: what would be there without MESP.
 PLATFORM_KEEP_ALIVE_S = 600.0
-#: Steps of history in one Observe.
-_BATCH = 60
+#: Steps of history in one Observe: of what comes at once the sidecar forecasts the last hour alone.
+_BATCH = 1_440
+#: Virtual time outruns the sidecar's refits, which a live one has ten minutes for: calls wait for them.
+_PATIENT = ClientConfig(observe_deadline_s=120, forecast_deadline_s=120)
 #: Policies that are drawn beside MESP.
 _BESIDE = ("fixed", "openwhisk", "hybrid_histogram", "kpa")
 
@@ -95,7 +97,7 @@ async def run_live(address: str, trace: Trace, arrivals: Arrivals, progress: Cal
         UnavailableError: the sidecar ended or did not answer.
     """
     # The seed only spreads retries in time.
-    async with PredictorClient(address, rng=random.Random(0)) as client:
+    async with PredictorClient(address, rng=random.Random(0), config=_PATIENT) as client:
         await _tell_history(client, trace, arrivals.first_minute)
         return await _drive(_Recording(client, trace), trace, arrivals, progress)
 

@@ -22,7 +22,7 @@ class Mixed:
     Attributes:
         quantiles: invocations per step, (R, H, L), finite, >= 0, non-decreasing along L.
         active: probability of at least one invocation, (R, H), in [0, 1].
-        weights: share of each expert, (R, E), rows sum to 1.
+        weights: share of each expert in the activity, (R, E), rows sum to 1.
         prior: the row was never active (or is -1): the fleet's prior answers, (R,).
         fallback: the mixture failed for the row and the cheap expert answers, (R,).
     """

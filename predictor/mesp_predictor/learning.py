@@ -3,8 +3,7 @@
 Each step's gate inputs and expert forecasts wait until the step closes; then the gate takes a few gradient
 steps (Adam) on the log loss of the mixture, on that step and on a sample of the remembered past. A pull towards
 the trained weights keeps the drift bounded, and `reset` undoes it. What weighs the quantiles follows by the losses that
-it reads, and is not trained on. Seeded by the step's index: the same counts in
-the same order give the same gate.
+it reads, and is not trained on. Seeded by the step's index: the same counts in the same order give the same gate.
 """
 
 from __future__ import annotations

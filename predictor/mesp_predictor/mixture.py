@@ -51,14 +51,12 @@ class Asked:
 
     Attributes:
         predictions: of each expert; rows that an expert was not asked for are NaN.
-        weights: of the router, (R, E) each.
         losses: of each expert on each function lately, (R, E, LOSSES), as `router.score` keeps them.
         cluster: index of each function's cluster, (R,); -1 for none.
         context: what the experts read; the next `advance` changes it.
     """
 
     predictions: tuple[Prediction, ...]
-    weights: FloatArray
     losses: FloatArray
     cluster: IntArray
     context: Context
@@ -184,8 +182,7 @@ class MixtureForecaster:
         self._window = _padded(history)
         self._ahead, predictions, weights = self._mix(rows, self.default_horizon, self.levels)
         self._wanted = weights.wanted(COSTLY_BEST)
-        weighed = self._ahead.weights, self._losses.copy(), self._cluster
-        self.asked = Asked(tuple(predictions), *weighed, self._context(rows))
+        self.asked = Asked(tuple(predictions), self._losses.copy(), self._cluster, self._context(rows))
         self._expect(next_step(predictions))
 
     def forecast(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> Mixed:

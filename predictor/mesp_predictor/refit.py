@@ -166,7 +166,9 @@ class Refits:
 
     def turn(self, step: int) -> list[int]:
         """Starts and ends refits where `step`, the next one, says so; indices of experts that came to know something."""
-        awoken = self._elect(step) if self._started is not None and step >= self._started + LAG else []
+        started, awoken = self._started, []
+        if started is not None and step >= started + LAG:
+            self._started, awoken = None, self._elect(started, step)
         if self._started is None and step % EVERY == 0:
             self._start(step)
         return awoken
@@ -179,9 +181,8 @@ class Refits:
         for seat in self._seats.values():
             seat.candidate = _refitted(seat.trained, lessons, step)
 
-    def _elect(self, step: int) -> list[int]:
+    def _elect(self, started: int, step: int) -> list[int]:
         """The last hour before the refit began decides; a refit that is late is waited for."""
-        started, self._started = self._started or step, None
         exam = self._samples(lambda target: started - EXAM_STEPS <= target < started)
         awoken = []
         for index, seat in self._seats.items():
