@@ -1,4 +1,4 @@
-"""`mesp trace`: look into a trace, write it in another format, or make one up."""
+"""`mesp trace`: look into a trace, write it in another format, make it smaller, or make one up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .convert import Format, convert_trace
+from mesp_bench.sample import sample_trace
+
+from . import parquet
+from .convert import Format, convert_trace, new_folder
 from .inspection import Inspection, inspect_trace
 from .load import load_trace
 from .synth import MAX_DAYS, MAX_FUNCTIONS, write_synthetic
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 app = typer.Typer(
-    help="Traces of invocations: inspect, convert, synthesize.", no_args_is_help=True, rich_markup_mode="rich"
+    help="Traces of invocations: inspect, convert, sample, synthesize.", no_args_is_help=True, rich_markup_mode="rich"
 )
 
 MaxFunctions = Annotated[
@@ -65,6 +68,30 @@ def convert_command(
     trace = load_trace(path, max_functions=max_functions)
     with _progress(f"writing {out}") as progress:
         convert_trace(trace, out, form, progress)
+
+
+@app.command("sample")
+def sample_command(
+    *,
+    trace: Annotated[Path, typer.Option(help="The trace to sample: its folder, or one of its files.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty: a cache, and sample.json.")],
+    functions: Annotated[int, typer.Option(min=1, help="At most so many functions, of every pattern and rate.")] = 30,
+    rate_per_s: Annotated[
+        float, typer.Option(min=0.001, help="At most so many invocations a second in the busiest minute.")
+    ] = 20.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed takes the same sample.")] = 0,
+) -> None:
+    """Shrink a trace to what a small machine carries, keeping its shape.
+
+    Rare, periodic, bursty and busy functions keep their shares; invocations of the loudest are thinned by one factor.
+
+    Example: [bold]mesp trace sample --trace ./azure2019 --out ./small[/bold]
+    """
+    sampled, note = sample_trace(load_trace(trace), functions=functions, rate_per_s=rate_per_s, seed=seed)
+    with new_folder(out) as folder:
+        parquet.write(sampled, folder)
+        (folder / "sample.json").write_text(json.dumps(dataclasses.asdict(note), indent=2) + "\n", encoding="utf-8")
+    typer.echo(note)
 
 
 @app.command("synth")
