@@ -41,6 +41,7 @@ SUBCOMMANDS: Final = {
     "evaluate": Subcommand("mesp_bench.cli:evaluate", "Measure policies and forecasts on a trace.", "all"),
     "bench": Subcommand("mesp_bench.bench_cli:app", "Measure speed and memory on this machine.", "all"),
     "trace": Subcommand("mesp_bench.traces.cli:app", "Inspect, convert and make traces of invocations.", "bench"),
+    "replay": Subcommand("mesp_bench.replay.cli:app", "Replay a trace against a live platform.", "all"),
     "predictor": Subcommand(
         "mesp_bench.predictor_cli:app", "Train the forecasting model, and serve forecasts.", "predictor"
     ),
