@@ -28,7 +28,9 @@ def make_trace(counts: np.ndarray, *, arrivals: bool = False) -> Trace:
     times = None
     if arrivals:
         times = tuple(
-            np.concatenate([60.0 * minute + np.linspace(0, 59, int(n)) for minute, n in enumerate(row)] or [np.empty(0)])
+            np.concatenate(
+                [60.0 * minute + np.linspace(0, 59, int(n)) for minute, n in enumerate(row)] or [np.empty(0)]
+            )
             for row in counts
         )
     return Trace(
@@ -73,7 +75,9 @@ def test_a_sample_stays_within_its_limits_and_makes_nothing_up(
     assert (sampled.counts <= trace.counts[rows]).all()
     assert note.functions == len(rows) == sum(kept for kept, _ in note.patterns.values())
     assert note.invocations == sampled.counts.sum()
-    assert (sampled.counts == trace.counts[rows]).all() == (note.thinning == 1 or note.invocations == note.of_invocations)
+    assert (sampled.counts == trace.counts[rows]).all() == (
+        note.thinning == 1 or note.invocations == note.of_invocations
+    )
     if sampled.arrivals_s is not None:
         assert trace.arrivals_s is not None
         for at, row in enumerate(rows):
@@ -143,7 +147,9 @@ def test_only_the_loud_are_thinned_and_by_one_factor() -> None:
     assert "2 functions thinned" in str(note)
 
 
-@pytest.mark.parametrize(("functions", "rate_per_s", "seed"), [(0, 1.0, 0), (1, 0.0, 0), (1, float("nan"), 0), (1, 1.0, -1)])
+@pytest.mark.parametrize(
+    ("functions", "rate_per_s", "seed"), [(0, 1.0, 0), (1, 0.0, 0), (1, float("nan"), 0), (1, 1.0, -1)]
+)
 def test_impossible_limits_are_told(functions: int, rate_per_s: float, seed: int) -> None:
     """A limit that is none is an error in a sentence."""
     with pytest.raises(InputError, match="functions must be at least 1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from mesp.errors import InputError
 from mesp_bench.arrivals import ArrivalMode, draw_arrivals
 from mesp_bench.replay.schedule import make_schedule, parse_minutes
-from mesp_bench.traces.model import Trace
 from mesp_bench.traces.synth import synthesize
+
+if TYPE_CHECKING:
+    from mesp_bench.traces.model import Trace
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,9 @@ def test_the_limit_keeps_the_earliest_calls(trace: Trace) -> None:
     assert everything.left_out == 0
 
 
-@pytest.mark.parametrize(("text", "minutes"), [("0:30", (0, 30)), (":", (0, 1_440)), ("1410:", (1_410, 1_440)), (":5", (0, 5))])
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("0:30", (0, 30)), (":", (0, 1_440)), ("1410:", (1_410, 1_440)), (":5", (0, 5))]
+)
 def test_minutes_are_read(text: str, minutes: tuple[int, int], trace: Trace) -> None:
     """A:B, either of which may be left out."""
     assert parse_minutes(text, trace) == minutes
