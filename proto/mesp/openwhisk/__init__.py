@@ -1,0 +1,1 @@
+"""Wire messages of Apache OpenWhisk that MESP speaks (generated)."""
