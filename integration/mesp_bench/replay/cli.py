@@ -137,7 +137,7 @@ def openwhisk(
 ) -> None:
     """Blocking invocations of OpenWhisk actions; cold or warm from each activation record.
 
-    Example: OPENWHISK_AUTH=uuid:secret mesp replay openwhisk --trace small --minutes 600:630 --speed 10 --out out
+    Example: mesp replay openwhisk --auth-file ~/.wskprops --trace small --minutes 600:630 --speed 10 --out out
     """
     host, key = check_api_host(api_host), read_key(auth_env, auth_file)
     options = _options(

@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mesp_bench.plots import FONT, LIGHT, Theme, frame
 
@@ -32,6 +33,10 @@ def replay_figure(results: Mapping[str, Mapping[str, Any]], theme: Theme = LIGHT
         tail.set_ylabel("share of calls that took longer, %")
         tail.set_xscale("log")
         tail.set_yscale("log")
+        for axis in (tail.xaxis, tail.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
         frame(starts, theme, "Cold starts so far")
         starts.set_xlabel("minute of the trace")
         for at, (name, result) in enumerate(results.items()):
