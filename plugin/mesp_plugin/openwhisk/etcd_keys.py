@@ -51,7 +51,8 @@ class InvokerKey:
 
     def path(self, cluster: str = "whisk") -> str:
         """The key in etcd."""
-        names = [name for name in (self.unique_name, self.displayed_name) if name is not None]
+        # As there: a displayed name alone is left out, it would read as the unique one.
+        names = [name for name in (self.unique_name, self.displayed_name) if name and self.unique_name]
         return "/".join([cluster, "invokers", str(self.instance), *names])
 
 
@@ -160,18 +161,17 @@ def parse_key(key: str, cluster: str = "whisk") -> Key | None:  # noqa: PLR0911 
             unique_name, displayed_name, *_ = [_check("invokers", _PART, name) for name in names] + [None, None]
             return InvokerKey(_number("invokers", instance), unique_name, displayed_name)
         case ["namespace", namespace, *action, revision, place, "container", container]:
-            owner = _owner("namespace", namespace, action)
             instance = place.removeprefix("invoker") if place.startswith("invoker") else ""
-            return ContainerKey(
-                False, *owner, _revision(revision), _number("namespace", instance), _container(container)
-            )
+            return _container("namespace", namespace, action, revision, instance, container)
         case ["warmed", namespace, *action, revision, "invoker", instance, "container", container]:
-            owner = _owner("warmed", namespace, action)
-            return ContainerKey(True, *owner, _revision(revision), _number("warmed", instance), _container(container))
+            return _container("warmed", namespace, action, revision, instance, container)
         case ["in-progress", namespace, *action, revision, "scheduler", scheduler, "creationId", creation]:
-            owner = _owner("in-progress", namespace, action)
-            scheduler = _check("in-progress", INSTANCE, scheduler)
-            return CreationKey(*owner, _revision(revision), scheduler, _check("in-progress", HEX_ID, creation))
+            return CreationKey(
+                *_owner("in-progress", namespace, action),
+                _revision("in-progress", revision),
+                _check("in-progress", INSTANCE, scheduler),
+                _check("in-progress", HEX_ID, creation),
+            )
         case ["queue", namespace, *action, "leader"]:
             return QueueKey(*_owner("queue", namespace, action))
         case ["throttling", namespace]:
@@ -200,12 +200,20 @@ def _number(kind: str, digits: str) -> int:
     return int(_check(kind, _NUMBER, digits))
 
 
-def _revision(part: str) -> str | None:
-    return None if part == "null" else _check("...", _PART, part)
+def _revision(kind: str, part: str) -> str | None:
+    return None if part == "null" else _check(kind, _PART, part)
 
 
-def _container(part: str) -> str:
-    return _check("...", _PART, part)
+def _container(
+    kind: str, namespace: str, action: list[str], revision: str, instance: str, container: str
+) -> ContainerKey:
+    return ContainerKey(
+        kind == "warmed",
+        *_owner(kind, namespace, action),
+        _revision(kind, revision),
+        _number(kind, instance),
+        _check(kind, _PART, container),
+    )
 
 
 # --- Values -----------------------------------------------------------------------------------------------------

@@ -93,6 +93,10 @@ class Fields:
             self.refuse(key, f"a whole number in [{low}, {high}]")
         return value
 
+    def span(self, key: str) -> int:
+        """Milliseconds between two times; a negative one, which two clocks can give, counts as none."""
+        return max(0, self.integer(key, -MAX_LONG))
+
     def flag(self, key: str) -> bool:
         """A truth value."""
         value = self._members.get(key)
@@ -153,8 +157,10 @@ def read_object(what: str, raw: bytes | str) -> Fields:
 
 
 def encode(message: JsonObject) -> bytes:
-    """The message as compact JSON, in ASCII."""
-    return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+    """The message as compact JSON, in ASCII; `InputError` if it nests too deeply (users' values may)."""
+    with suppress(RecursionError):
+        return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+    raise InputError("message: nests too deeply to be written")
 
 
 def _text(raw: bytes | str) -> str:

@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from mesp_plugin.openwhisk.fields import HEX_ID, Fields, Json, JsonObject, Rule, read_object
+from mesp_plugin.openwhisk.fields import ANY_TEXT, HEX_ID, Fields, JsonObject, Rule, read_object
 from mesp_plugin.openwhisk.names import (
     FULL_NAME,
     INSTANCE,
@@ -140,7 +140,7 @@ def parse_activation(raw: bytes | str, what: str = "activation message") -> Acti
         controller.text("instanceType", Rule(re.compile("controller"), "controller"))
     content = fields.any("content") if fields.has("content") else None
     parameters = content if isinstance(content, dict) else {}
-    init = [name for name in _names(fields, "initArgs") if name in parameters]
+    init = [name for name in fields.texts("initArgs", ANY_TEXT) if name in parameters]
     locked = _ciphers(fields, "lockedArgs")
     return ActivationMessage(
         transaction=read_transaction(fields),
@@ -258,7 +258,7 @@ def _record(fields: Fields) -> ActivationRecord:
     namespace, name = tidy(fields.text("namespace", PATH)), fields.text("name", NAME)
     path = annotations.optional(annotations.text, "path", FULL_NAME)
     limits = annotations.optional(annotations.object, "limits")
-    duration_ms = fields.optional(fields.integer, "duration")
+    duration_ms = fields.optional(fields.span, "duration")
     fields.text("subject", _SUBJECT)
     fields.text("version", VERSION)
     fields.flag("publish")
@@ -269,8 +269,8 @@ def _record(fields: Fields) -> ActivationRecord:
         start_ms=start_ms,
         end_ms=end_ms,
         duration_ms=max(0, end_ms - start_ms) if duration_ms is None else duration_ms,
-        init_ms=annotations.optional(annotations.integer, "initTime") or 0,
-        wait_ms=annotations.optional(annotations.integer, "waitTime") or 0,
+        init_ms=annotations.optional(annotations.span, "initTime") or 0,
+        wait_ms=annotations.optional(annotations.span, "waitTime") or 0,
         status_code=answer.integer("statusCode", 0, 3),
         kind=annotations.optional(annotations.text, "kind"),
         memory_mb=limits.integer("memory", 0, MAX_INT) if limits else None,
@@ -278,19 +278,9 @@ def _record(fields: Fields) -> ActivationRecord:
     )
 
 
-def _names(fields: Fields, key: str) -> list[str]:
-    """A list of parameter names, which may hold any character."""
-    value = fields.any(key, "a list of texts")
-    if not isinstance(value, list):
-        fields.refuse(key, "a list of texts")
-    names = [item for item in value if isinstance(item, str)]
-    if len(names) != len(value):
-        fields.refuse(key, "a list of texts")
-    return names
-
-
 def _ciphers(fields: Fields, key: str) -> dict[str, str]:
-    value: Json = fields.any(key, "an object of texts")
+    """An object of texts; its keys, which are names of parameters, may be anything and are told to nobody."""
+    value = fields.any(key, "an object of texts")
     if not isinstance(value, dict):
         fields.refuse(key, "an object of texts")
     ciphers = {name: cipher for name, cipher in value.items() if isinstance(cipher, str)}

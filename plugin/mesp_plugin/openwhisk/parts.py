@@ -133,6 +133,5 @@ def read_revision(fields: Fields) -> str | None:
 
 
 def _megabytes(size: str) -> float:
-    digits = "".join(filter(str.isdigit, size))
-    unit = size[size.index(digits) + len(digits) :].strip()[0].lower()
-    return int(digits) * _BYTES_PER[unit] / 2**20
+    unit = re.sub(r"[\s\d]", "", size)[0].lower()
+    return int(re.sub(r"\D", "", size)) * _BYTES_PER[unit] / 2**20

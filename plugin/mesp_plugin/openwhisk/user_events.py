@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mesp_plugin.openwhisk.fields import HEX_ID, MAX_LONG, Fields, read_object
+from mesp_plugin.openwhisk.fields import HEX_ID, read_object
 from mesp_plugin.openwhisk.messages import is_marker_id
 from mesp_plugin.openwhisk.names import FULL_NAME, PATH, function_key, is_platform_action, tidy
 from mesp_plugin.openwhisk.parts import MAX_INT
@@ -100,16 +100,11 @@ def parse_event(raw: bytes | str, what: str = "user event") -> ActivationEvent |
         action=tidy(body.text("name", FULL_NAME)),
         activation_id=body.text("activationId", HEX_ID),
         status_code=body.integer("statusCode", 0, 3),
-        duration_ms=_span(body, "duration"),
-        wait_ms=_span(body, "waitTime"),
-        init_ms=_span(body, "initTime"),
+        duration_ms=body.span("duration"),
+        wait_ms=body.span("waitTime"),
+        init_ms=body.span("initTime"),
         kind=body.text("kind"),
         memory_mb=body.integer("memory", 0, MAX_INT),
         conductor=body.flag("conductor"),
         caused_by=body.optional(body.text, "causedBy"),
     )
-
-
-def _span(body: Fields, key: str) -> int:
-    """Milliseconds; a negative time, which two clocks can give, counts as none, as it does there."""
-    return max(0, body.integer(key, -MAX_LONG))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -15,8 +16,7 @@ from mesp_plugin.openwhisk.containers import (
     parse_container_message,
     parse_creation_ack,
 )
-from mesp_plugin.openwhisk.fields import Fields, read_object
-from mesp_plugin.openwhisk.parts import read_action_metadata
+from mesp_plugin.openwhisk.parts import parse_action_metadata
 
 
 def test_every_recorded_order_is_read(golden: Any) -> None:
@@ -63,7 +63,7 @@ def test_every_member_of_a_recorded_message_is_required(excerpt: Any) -> None:
                     parse(json.dumps({name: value for name, value in message.items() if name != key}))
 
 
-METADATA = {
+METADATA: dict[str, Any] = {
     "namespace": "guest/pkg", "name": "f", "version": "0.0.3", "publish": False, "updated": 7,
     "exec": {"kind": "Blackbox", "image": "me/img:1", "binary": True, "main": "run"},
     "parameters": [{"key": "password", "value": "hunter2"}],
@@ -77,14 +77,24 @@ METADATA = {
 
 def test_an_actions_description_keeps_no_parameter_and_no_strange_annotation() -> None:
     """From the document that REST gives; limits that it leaves out are the platform's defaults."""
-    read = read_action_metadata(read_object("action", json.dumps(METADATA)))
+    read = parse_action_metadata(json.dumps(METADATA))
     assert "hunter2" not in repr(read)
     assert read.annotations == (("provide-api-key", True),)
     assert (read.action.full_name, read.kind, read.image, read.main) == ("guest/pkg/f", "blackbox", "me/img:1", "run")
     assert (read.logs_mb, read.concurrency, read.max_instances) == (10, 1, 3)
 
 
+@pytest.mark.parametrize("key", [*sorted(METADATA), "exec.kind", "exec.image", "limits.memory", "limits.timeout"])
+def test_an_action_is_described_in_full(key: str) -> None:
+    """Every member is required that the platform itself requires."""
+    metadata = deepcopy(METADATA)
+    holder, _, member = key.rpartition(".")
+    del (metadata[holder] if holder else metadata)[member]
+    with pytest.raises(InputError, match=rf"^action: {key} is missing, must be "):
+        parse_action_metadata(json.dumps(metadata))
+
+
 def test_a_sequence_has_no_containers() -> None:
     """Its description has components instead of a binary flag, and is refused."""
     with pytest.raises(InputError, match=r"^action: exec\.binary is missing, must be true or false$"):
-        read_action_metadata(Fields("action", METADATA | {"exec": {"kind": "sequence", "components": []}}))  # type: ignore[arg-type]
+        parse_action_metadata(json.dumps(METADATA | {"exec": {"kind": "sequence", "components": []}}))

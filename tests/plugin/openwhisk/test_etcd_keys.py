@@ -114,6 +114,7 @@ def test_keys_that_say_nothing_for_us_are_passed_over(key: str) -> None:
         "whisk/warmed/guest/guest/fa/1-a/invoker/-1/container/c",
         "whisk/warmed/guest/guest/ fa/1-a/invoker/1/container/c",
         "whisk/in-progress/guest/guest/fa/1-a/scheduler/0/creationId/xyz",
+        "whisk/queue/gu!est/guest/fa/leader",
         "whisk/throttling/guest/guest",
         "whisk/scheduler/a b",
     ],
