@@ -20,6 +20,9 @@ from mesp_plugin.openwhisk.parts import MAX_INT
 if TYPE_CHECKING:
     from mesp.types import FunctionKey
 
+#: The kind of a call whose action the invoker could not find.
+_NEVER_RAN = "unknown"
+
 
 @dataclass(frozen=True, slots=True)
 class ActivationEvent:
@@ -65,9 +68,8 @@ class ActivationEvent:
 
         Markers of others than MESP, known by their content alone, cannot be told here: it is not in the event.
         """
-        return self.source.startswith("invoker") and not (
-            is_marker_id(self.activation_id) or is_platform_action(self.action)
-        )
+        ran = self.source.startswith("invoker") and self.kind != _NEVER_RAN
+        return ran and not (is_marker_id(self.activation_id) or is_platform_action(self.action))
 
 
 @dataclass(frozen=True, slots=True)

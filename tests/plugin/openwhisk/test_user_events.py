@@ -57,6 +57,7 @@ def test_calls_are_what_invokers_ran_for_users() -> None:
     assert event(name="whisk.system/utils/echo").function == FunctionKey("guest", "/whisk.system/utils/echo")
     assert not event(source="controller0").is_call
     assert not event(source="scheduler0").is_call
+    assert not event(kind="unknown").is_call
     assert not event(name="whisk.system/invokerHealthTestAction0").is_call
     assert not event(activationId=marker_id(3)).is_call
 
