@@ -1,0 +1,96 @@
+"""Servers that tests start for themselves: one process, a folder of its own, loopback only, ended by its pid.
+
+A test that needs a server which this machine cannot run is skipped with a sentence, or fails where
+``MESP_REQUIRE_SERVERS=1`` says that every server must be there (as in CI).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+#: A loaded machine may take long.
+START_LIMIT_S: Final = 120
+
+
+def unavailable(why: str) -> NoReturn:
+    """Skips the test, or fails it where servers are required."""
+    if os.environ.get("MESP_REQUIRE_SERVERS") == "1":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def cache_dir() -> Path:
+    """Where downloads are kept between runs: ``$MESP_CACHE``, else ``mesp`` in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mesp"
+    directory = Path(os.environ.get("MESP_CACHE") or default)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for taken in sockets:
+        taken.bind(("127.0.0.1", 0))
+    ports: list[int] = [taken.getsockname()[1] for taken in sockets]
+    for taken in sockets:
+        taken.close()
+    return ports
+
+
+def listens(port: int) -> bool:
+    """Whether a connection to the port of loopback is taken."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def running(command: Sequence[str | Path], log: Path, ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, from when it is `ready` to the end of the block; its output goes to `log`.
+
+    Raises:
+        RuntimeError: it ended by itself or was not ready in time; the sentence ends with what it said last.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=log.parent)
+    try:
+        deadline = time.monotonic() + START_LIMIT_S
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+                raise RuntimeError(f"{command[0]} did not start (exit code {process.poll()}):\n{last}")
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-made certificate for loopback and its key, as PEM files; it is its own authority."""
+    chain, key = folder / "certificate.pem", folder / "key.pem"
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    try:
+        subprocess.run(
+            [*request, "-addext", names, "-keyout", key, "-out", chain], check=True, capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        unavailable("openssl is not here: it makes the certificate of the servers with TLS.")
+    return chain, key

@@ -1,0 +1,72 @@
+"""The servers themselves: that tests meet real ones, each way of connecting included."""
+
+from __future__ import annotations
+
+import urllib.error
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
+
+from e2e.servers.etcd import Etcd
+
+if TYPE_CHECKING:
+    from e2e.servers.kafka import Kafka
+
+
+async def create(topic: str, options: dict[str, Any]) -> None:
+    admin = AIOKafkaAdminClient(**options)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+    finally:
+        await admin.close()
+
+
+@pytest.mark.parametrize("way", ["plain", "sasl", "tls"])
+async def test_kafka_carries_a_message(kafka: Kafka, way: str) -> None:
+    """What is produced is consumed, with the record's own timestamp, in plain, by password, and inside TLS."""
+    options: dict[str, Any] = {
+        "plain": {"bootstrap_servers": kafka.plain},
+        "sasl": kafka.sasl_options(),
+        "tls": kafka.tls_options(),
+    }[way]
+    await create(f"servers-{way}", options)
+    async with AIOKafkaProducer(**options) as producer:
+        await producer.send_and_wait(f"servers-{way}", b"hello", timestamp_ms=1_795_244_297_038)
+    async with AIOKafkaConsumer(f"servers-{way}", auto_offset_reset="earliest", **options) as consumer:
+        record = await consumer.getone()
+    assert (record.value, record.timestamp, record.key) == (b"hello", 1_795_244_297_038, None)
+
+
+async def test_kafka_refuses_a_wrong_password(kafka: Kafka) -> None:
+    """A client with another password gets nowhere."""
+    producer = AIOKafkaProducer(**(kafka.sasl_options() | {"sasl_plain_password": "guess"}))
+    with pytest.raises(KafkaError):
+        await producer.start()
+    await producer.stop()
+
+
+async def test_kafka_makes_no_topic_by_itself(kafka: Kafka) -> None:
+    """A message to a topic that nobody made is not taken."""
+    async with AIOKafkaProducer(bootstrap_servers=kafka.plain, request_timeout_ms=500) as producer:
+        with pytest.raises(KafkaError):
+            await producer.send_and_wait("nobody-made-me", b"lost")
+
+
+def test_etcd_keeps_a_key(etcd: Etcd) -> None:
+    """The JSON gateway writes and reads."""
+    etcd.put("whisk/hello", "world")
+    assert etcd.get("whisk/hello") == "world"
+    assert etcd.get("whisk/absent") is None
+
+
+def test_secured_etcd_wants_its_password(etcd_secured: Etcd) -> None:
+    """Inside TLS, root's token opens the store, and no token opens nothing."""
+    etcd_secured.put("whisk/hello", "world")
+    assert etcd_secured.get("whisk/hello") == "world"
+    stranger = Etcd(etcd_secured.pid, etcd_secured.url, etcd_secured.authority)
+    with pytest.raises(urllib.error.HTTPError):
+        stranger.get("whisk/hello")
