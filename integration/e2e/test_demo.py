@@ -77,9 +77,12 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
 
 
 def test_the_demo_ends_with_a_table_and_a_report(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
-    """`mesp demo` runs the loop, prints MESP beside today's platforms, writes the report, and leaves nothing running."""
+    """`mesp demo` runs the loop, prints MESP beside today's platforms, writes the report, and leaves nothing running.
+
+    Long enough for the sidecar's trees to be refitted on the history and once more while the loop goes on.
+    """
     out = tmp_path / "report"
-    process = start("demo", "--functions", "40", "--minutes", "20", "--out", str(out))
+    process = start("demo", "--functions", "100", "--minutes", "75", "--out", str(out))
     said, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     for name in ("MESP", "OpenWhisk", "Knative", "hybrid histogram"):

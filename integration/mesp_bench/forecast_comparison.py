@@ -203,7 +203,7 @@ def _models(replay: Replay, rows: BoolArray) -> dict[str, Tally]:
     """Every model's tally of some functions, the oracle among them."""
     taken = {name: tally.take(rows) for name, tally in replay.tallies.items()}
     experts = [taken[name] for name in taken if name.removesuffix(REFITTED) in replay.experts]
-    ordered = {name: taken.pop(name) for name in (MESP, HARD) if name in taken}
+    ordered = {name: taken.pop(name) for name in (MESP, HARD, HARD + REFITTED) if name in taken}
     return ordered | taken | {ORACLE: best_in_hindsight(experts)}
 
 

@@ -3,7 +3,8 @@
 At the end of each minute its counts are reported, the mixture learns them, and what it and all of its experts say of
 the coming minutes is held against what then came. Beside the mixture as it serves (`mesp`) stand other ways to use the
 same experts: the best one of the function's cluster (`hard`), Hedge, and even weights; and plain baselines. A single model is
-an expert as it was trained; where MESP refitted it on the way, what that became stands beside it (`gbm_refitted`).
+an expert as it was trained, and the hard assignment picks among these; where MESP refitted experts on the way, what became of
+them stands beside it (`gbm_refitted`, `hard_refitted`). Hedge and even weights mix the refitted ones.
 
 Every function is known from the trace's start, with zeros before its first invocation, so that each minute of each
 function is forecast by every model. Nothing is held but sums: see `Tally`.
@@ -53,8 +54,8 @@ class Replay:
     """What a replay left.
 
     Attributes:
-        tallies: by model: mesp, hard (where the model has selected experts), hedge, uniform, every expert as it was
-            trained, those that were refitted, baselines.
+        tallies: by model: mesp, hard (where the model has selected experts; as trained, and of refitted experts), hedge,
+            uniform, every expert as it was trained, those that were refitted, baselines.
         best_per_window: the expert that did best on each single window and minute, in hindsight.
         experts: names of the experts.
         weights: mean weight of each expert on each function over the scored minutes, (F, E).
@@ -118,44 +119,59 @@ def replay(model: Model, trace: Trace, progress: Callable[[float], None], *, lea
         if m >= first and asked is not None:
             whole = (m - first) % WINDOW_EVERY == 0 and m + horizon <= minutes
             rows, ahead = store.rows_of(trace.functions), horizon if whole else 1
-            experts = _experts(forecaster.experts, asked, rows, ahead)
+            serving = _experts(forecaster.experts, asked, rows, ahead)
             mixed = forecaster.forecast(rows, horizon, levels)
             said = {MESP: _ahead(Prediction(mixed.quantiles, mixed.active), ahead)}
-            said |= combinations(experts, asked, rows, model, levels) | experts
-            if learn:
-                said |= _refitted(model, experts, asked, rows, ahead)
+            trained = _trained(model, asked, rows, ahead) if learn else {}
+            said |= hard(serving, trained, model, asked.cluster[rows])
+            said |= combinations(serving, asked, rows, levels) | serving | trained
+            said |= {name + REFITTED: serving[name] for name in trained}
             said |= {name: forecast(counts[:, :m], ahead, levels) for name, forecast in BASELINES.items()}
             actual, seen = counts[:, m : m + ahead], counts[:, :m].max(axis=1) > 0
             for name, forecast in said.items():
                 tally = tallies.setdefault(name, Tally.empty(functions, levels, horizon))
                 _add(tally, actual, seen, forecast, np.random.default_rng([seed, m]), whole=whole)
-            _add_best(best, actual, seen, tuple(experts.values()), whole=whole)
+            _add_best(best, actual, seen, tuple(serving.values()), whole=whole)
             weights += mixed.weights / (minutes - first)
             cluster = asked.cluster[rows]
         progress(m / minutes)
     return Replay(tallies, best, forecaster.experts, weights, cluster, first, levels, horizon)
 
 
-def combinations(
-    experts: Mapping[str, Prediction], asked: Asked, rows: Rows, model: Model, levels: tuple[float, ...]
+def hard(
+    serving: Mapping[str, Prediction], trained: Mapping[str, Prediction], model: Model, cluster: Rows
 ) -> dict[str, Prediction]:
-    """The other ways to make one forecast of the experts': hard, hedge and uniform; F functions.
+    """The forecast by the expert selected for each function's cluster: among experts as trained, and as they serve.
+
+    Args:
+        serving: each expert's forecast, in the order of the mixture's weights.
+        trained: of experts that were refitted since, what they would have said.
+        model: nothing comes back where it has no selected experts.
+        cluster: of each function, -1 for none, (F,).
+    """
+    if not model.selected:
+        return {}
+    chosen = np.asarray(model.selected)[cluster]  # the last entry is that of functions without a cluster, which is -1
+    ways = {HARD: {**serving, **trained}} | ({HARD + REFITTED: serving} if trained else {})
+    return {name: _picked(tuple(said.values()), chosen) for name, said in ways.items()}
+
+
+def combinations(
+    experts: Mapping[str, Prediction], asked: Asked, rows: Rows, levels: tuple[float, ...]
+) -> dict[str, Prediction]:
+    """Other ways to mix the experts' forecasts: Hedge and uniform; F functions.
 
     Args:
         experts: each expert's forecast, in the order of the mixture's weights.
         asked: what the mixture last went by.
         rows: the functions' rows in it, (F,).
-        model: whose `selected` experts answer in `hard`; left out where it has none.
         levels: L.
     """
     predictions = tuple(experts.values())
     usable = np.stack([answered(prediction) for prediction in predictions], axis=1)
     even = np.full(usable.shape, 1 / usable.shape[1], np.float32)
     weights = {HEDGE: routing.hedge(asked.losses[rows]), UNIFORM: routing.Weights(even, even)}
-    made = {name: _combine(weight, usable, predictions, levels) for name, weight in weights.items()}
-    if model.selected:  # its last entry is that of functions without a cluster, which is -1
-        made[HARD] = _picked(predictions, np.asarray(model.selected)[asked.cluster[rows]])
-    return made
+    return {name: _combine(weight, usable, predictions, levels) for name, weight in weights.items()}
 
 
 def series_per_s(model: Model | None, trace: Trace) -> dict[str, float]:
@@ -213,16 +229,13 @@ def _experts(names: Sequence[str], asked: Asked, rows: Rows, ahead: int) -> dict
     return {name: _ahead(prediction, ahead) for name, prediction in zip(names, taken, strict=True)}
 
 
-def _refitted(
-    model: Model, experts: Mapping[str, Prediction], asked: Asked, rows: Rows, ahead: int
-) -> dict[str, Prediction]:
-    """Of each refittable expert two forecasts: as it was trained under its name, and as it serves beside it."""
+def _trained(model: Model, asked: Asked, rows: Rows, ahead: int) -> dict[str, Prediction]:
+    """What the refittable experts would say had they stayed as they were trained."""
     said = {}
     for expert in model.experts:
         if isinstance(expert, Refittable):
-            trained = expert.predict(asked.context, ahead, model.levels)
-            said[expert.name] = Prediction(trained.quantiles[rows], trained.active[rows])
-            said[expert.name + REFITTED] = experts[expert.name]
+            prediction = expert.predict(asked.context, ahead, model.levels)
+            said[expert.name] = Prediction(prediction.quantiles[rows], prediction.active[rows])
     return said
 
 

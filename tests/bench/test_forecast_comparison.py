@@ -18,7 +18,7 @@ from mesp_bench.forecast_comparison import (
     rate_quartile,
     ratios,
 )
-from mesp_bench.forecast_replay import replay, replay_tables, series_per_s
+from mesp_bench.forecast_replay import hard, replay, replay_tables, series_per_s
 from mesp_bench.forecasting import forecast_trace
 from mesp_bench.report import json_text
 from mesp_bench.traces.model import Trace
@@ -112,6 +112,22 @@ def replays(trace: Trace) -> dict[str, Replay]:
 @pytest.fixture(scope="module")
 def result(trace: Trace, replays: dict[str, Replay]) -> dict[str, Any]:
     return evaluate_forecasts(trace, replays, series_per_s(untrained_model(), trace), ["a note"], QUICK)
+
+
+def test_the_hard_assignment_picks_among_experts_as_trained_and_as_they_serve() -> None:
+    """Each function is answered by its cluster's expert, once as it was trained and once as refits made it."""
+
+    def says(count: float) -> Prediction:
+        return Prediction(np.full((3, 1, 1), count, np.float32), np.full((3, 1), 0.5, np.float32))
+
+    model = model_of(Seer("one", np.zeros(0), 0.9), Seer("two", np.zeros(0), 0.9), selected=(0, 1, 1))
+    said = hard({"one": says(1), "two": says(2)}, {"two": says(3)}, model, np.array([0, 1, -1]))
+    assert {name: each.quantiles.ravel().tolist() for name, each in said.items()} == {
+        "hard": [1, 3, 3],
+        "hard_refitted": [1, 2, 2],
+    }
+    assert hard({"one": says(1), "two": says(2)}, {}, model_of(), np.array([0, 1, -1])) == {}
+    assert list(hard({"one": says(1), "two": says(2)}, {}, model, np.array([0, 1, -1]))) == ["hard"]
 
 
 def entry(result: dict[str, Any], against: str, metric: str) -> dict[str, Any]:
