@@ -1,0 +1,94 @@
+"""What an operator may set for the plugin beside OpenWhisk.
+
+The API key is named, never written here: a file or an environment variable holds it, and no command takes it as an
+argument.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path  # pydantic reads annotations when it runs
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mesp_plugin.config import LoopConfig
+
+
+class OptIn(BaseModel):
+    """Which functions may be sent a marker. By default only those whose author annotated them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    annotation: Annotated[str, Field(min_length=1)] | None = Field(
+        default="mesp-prewarm", description="An action with this annotation set to true has opted in; null: none has."
+    )
+    kinds: tuple[str, ...] = Field(
+        default=(), description="Kinds whose runtime image answers the marker (deploy/openwhisk/shim), as python:3."
+    )
+    functions: tuple[str, ...] = Field(
+        default=(), description="The operator's own rule: patterns of namespace/name, as guest/thumb*."
+    )
+
+
+class OpenWhiskConfig(BaseModel):
+    """Settings of the plugin; the loop's own are nested under `loop`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    api_host: str = Field(default="http://127.0.0.1:3233", description="http(s)://host:port of the API.")
+    auth_env: Annotated[str, Field(min_length=1)] = Field(
+        default="MESP_OPENWHISK_AUTH", description="Environment variable with the API key, uuid:secret."
+    )
+    auth_file: Path | None = Field(
+        default=None, description="File with the key instead, alone or as AUTH=..., as in ~/.wskprops."
+    )
+    ca_file: Path | None = Field(default=None, description="Certificates to trust, PEM.")
+    insecure: bool = Field(default=False, description="Take any TLS certificate.")
+    namespace: Annotated[str, Field(min_length=1)] = Field(
+        default="_", description="Whose functions to watch; _: the key's own namespace."
+    )
+    driver: Literal["auto", "standalone", "classic", "fpc"] = Field(
+        default="auto", description="How to act; auto: what the probe finds."
+    )
+    mode: Literal["shadow", "on"] = Field(
+        default="shadow", description="shadow: everything but acting, with a report of what would have been done."
+    )
+    state_file: Path = Field(
+        default=Path("mesp-openwhisk.json"), description="What was added, until when: survives a restart."
+    )
+    opt_in: OptIn = Field(default_factory=OptIn, description="Who may be sent a marker.")
+    lead_ms: Annotated[float, Field(ge=0, le=600_000)] = Field(
+        default=600.0, description="From a marker to a warm container, ms."
+    )
+    expiry_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
+        default=610.0, description="What was added counts as MESP's for so long; 610: the platform's own keep-alive."
+    )
+    pool_memory_mb: Annotated[float, Field(gt=0)] = Field(
+        default=1024.0,
+        description="Memory of the container pool, MB (standalone: CONFIG_whisk_containerPool_userMemory).",
+    )
+    limits_margin_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.25, description="Share of the namespace's limits that markers leave free beyond its users' calls."
+    )
+    loop: LoopConfig = Field(default_factory=LoopConfig, description="Predictor, ticks, and the decision.")
+
+    @field_validator("api_host")
+    @classmethod
+    def _host_alone(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or "@" in parts.netloc:
+            # The value is not told: somebody may have put a key into it.
+            raise ValueError("must be http://host:port or https://host:port, without a path and without a key")
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @model_validator(mode="after")
+    def _one_way_to_check(self) -> Self:
+        if self.insecure and self.ca_file:
+            raise ValueError("insecure and ca_file exclude each other: certificates are checked, or they are not")
+        return self
+
+    @property
+    def expiry_ms(self) -> int:
+        """`expiry_s` in ms."""
+        return round(self.expiry_s * 1e3)
