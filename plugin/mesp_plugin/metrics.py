@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mesp_plugin.loop import TickReport
+    from mesp_plugin.openwhisk.platform import Tally
 
 #: From a handful of functions to a slow predictor of 50,000.
 _SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -67,6 +68,31 @@ class LoopMetrics:
         self.refused.inc(len(report.outcomes.refused))
         self.plan_errors.inc(len(report.plan.errors))
         self.price_gb_s.set(report.plan.cold_start_price_gb_s)
+
+
+class OpenWhiskMetrics:
+    """What the plugin beside OpenWhisk adds to the page, in the loop's registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, description: str) -> Counter:
+            return Counter(f"mesp_openwhisk_{name}", description, registry=registry)
+
+        self.calls = counter("calls", "Users' calls whose runs ended")
+        self.cold_starts = counter("cold_starts", "Users' calls that waited for a container to be initialised")
+        self.prewarmed = counter("prewarmed", "Containers ordered")
+        self.prewarmed_met = counter("prewarmed_met", "Users' calls that found a container of MESP's waiting")
+        self.shadow_prewarmed = counter("shadow_prewarmed", "Containers that would have been ordered (mode shadow)")
+        self.shadow_met = counter("shadow_met", "Cold calls that would have found such a container (mode shadow)")
+        self.held = Gauge(
+            "mesp_openwhisk_held_containers", "Containers that MESP added and nobody has used", registry=registry
+        )
+
+    def note(self, more: Tally, *, shadow: bool) -> None:
+        """Adds to the counters."""
+        self.calls.inc(more.calls)
+        self.cold_starts.inc(more.cold)
+        (self.shadow_prewarmed if shadow else self.prewarmed).inc(more.ordered)
+        (self.shadow_met if shadow else self.prewarmed_met).inc(more.met)
 
 
 @contextmanager

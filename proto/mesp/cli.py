@@ -45,6 +45,7 @@ SUBCOMMANDS: Final = {
     "predictor": Subcommand(
         "mesp_bench.predictor_cli:app", "Train the forecasting model, and serve forecasts.", "predictor"
     ),
+    "plugin": Subcommand("mesp_plugin.cli:app", "Run MESP beside a platform: OpenWhisk.", "openwhisk"),
     "placement": Subcommand("mesp_placement.cli:app", "Decide how many containers are warm, and where."),
 }
 

@@ -41,6 +41,9 @@ class Standalone:
     Attributes:
         records: of every run that ended and was stored, by activation id, in the API's form.
         refused: calls answered with 429.
+        fails: looked at for every request; what one raises is the answer.
+        throttled: every call is refused, as if others had used the limit up.
+        lose_answers: calls are taken, and then the connection breaks.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class Standalone:
         self.records: dict[str, dict[str, Any]] = {}
         self.refused = 0
         self.fails: list[Callable[[web.Request], None]] = []
+        self.throttled = False
+        self.lose_answers = False
         self._timeline = timeline
         self._rng = random.Random(seed)
         self._per_minute = per_minute
@@ -125,7 +130,7 @@ class Standalone:
     def _throttle(self) -> str | None:
         """The sentence of a refusal; a refused call counts toward the rate."""
         minute = self._timeline.now_ms() // 60_000
-        self._rate[minute] += 1
+        self._rate[minute] += self._per_minute + 1 if self.throttled else 1
         if self._rate[minute] > self._per_minute:
             return f"Too many requests in the last minute (count: {self._rate[minute]}, allowed: {self._per_minute})."
         if len(self._active) >= self._concurrent:
@@ -141,6 +146,8 @@ class Standalone:
             return _error(request, 429, sentence)
         body = await request.read()
         job = self._admit(action, json.loads(body) if body else {})
+        if self.lose_answers and request.transport:
+            request.transport.abort()
         headers = {"x-openwhisk-activation-id": job.activation_id}
         if request.query.get("blocking") == "true":
             future = self._waiting[job.activation_id] = asyncio.get_running_loop().create_future()

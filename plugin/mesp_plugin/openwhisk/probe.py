@@ -1,0 +1,112 @@
+"""What is there, and what could be done with it: the look before the plugin starts, and the answer for whoever wonders.
+
+Every question is asked by itself: what one of them cannot find out does not hide what the others can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mesp.errors import MespError
+from mesp_plugin.openwhisk.actions import Actions
+
+if TYPE_CHECKING:
+    from mesp_plugin.openwhisk.config import OpenWhiskConfig
+    from mesp_plugin.openwhisk.rest import OpenWhiskApi
+
+#: Drivers that are not there yet, and why.
+_NOT_YET = {
+    "classic": "this version of MESP does not speak Kafka yet",
+    "fpc": "this version of MESP does not speak etcd and Kafka yet",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was found; None where a question had no answer.
+
+    Attributes:
+        namespace: the one that is watched.
+        calls_per_minute: its limit; `calls_at_once` likewise.
+        gauges: the pool shows its memory. (A platform that just started does so after half a minute.)
+        invokers: registered ones; 0 in standalone.
+        opted_in: by function, the rule by which it may be sent markers.
+        drivers: by name, why it cannot be used; None: it can.
+        trouble: what could not be found out, a sentence each.
+    """
+
+    api_host: str
+    namespace: str | None = None
+    calls_per_minute: int | None = None
+    calls_at_once: int | None = None
+    gauges: bool = False
+    in_flight: int | None = None
+    invokers: int | None = None
+    actions: int | None = None
+    opted_in: dict[str, str] = field(default_factory=dict)
+    drivers: dict[str, str | None] = field(default_factory=dict)
+    trouble: tuple[str, ...] = ()
+
+    @property
+    def driver(self) -> str | None:
+        """The best driver that can be used."""
+        return next((name for name, why_not in self.drivers.items() if why_not is None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with the driver that would be used."""
+        return asdict(self) | {"driver": self.driver}
+
+    def lines(self) -> list[str]:
+        """The same for people."""
+        said = [f"API host   {self.api_host}", f"namespace  {_or(self.namespace, 'unknown')}"]
+        if self.calls_per_minute is not None:
+            said.append(f"limits     {self.calls_per_minute} calls a minute, {self.calls_at_once} at once")
+        said.append(f"metrics    {'the pool shows its memory' if self.gauges else 'no gauges of the pool (yet)'}")
+        said.append(f"in flight  {_or(self.in_flight, 'unknown')}")
+        said.append(
+            f"invokers   {_or(self.invokers, 'unknown')}{' (standalone has none)' if self.invokers == 0 else ''}"
+        )
+        said.append(f"actions    {_or(self.actions, 'unknown')}, {len(self.opted_in)} opted in to markers")
+        said += [f"           {name}: {rule}" for name, rule in sorted(self.opted_in.items())]
+        said += [f"driver     {name}: {why_not or 'can be used'}" for name, why_not in self.drivers.items()]
+        return said + [f"trouble    {sentence}" for sentence in self.trouble]
+
+
+async def probe(api: OpenWhiskApi, config: OpenWhiskConfig) -> Probe:
+    """Asks the platform; never raises for what it answers."""
+    found: dict[str, Any] = {"api_host": api.host}
+    trouble: list[str] = []
+    try:
+        names = await api.namespaces()
+        found["namespace"] = own = names[0] if config.namespace == "_" and names else config.namespace
+        limits = await api.limits()
+        found |= {"calls_per_minute": limits.per_minute, "calls_at_once": limits.concurrent}
+        actions = Actions(api, own, config.opt_in)
+        await actions.refresh()
+        found["actions"] = len(actions.known)
+        found["opted_in"] = {str(one.function): one.opted_in_by for one in actions.known.values() if one.opted_in_by}
+    except MespError as error:
+        trouble.append(str(error))
+    try:
+        found["gauges"] = await api.gauges() is not None
+        found["in_flight"] = len(await api.in_flight())
+        found["invokers"] = len(await api.invokers())
+    except MespError as error:
+        trouble.append(str(error))
+    found["drivers"] = {"standalone": _why_not_standalone(found)} | _NOT_YET
+    return Probe(**found, trouble=tuple(trouble))
+
+
+def _why_not_standalone(found: dict[str, Any]) -> str | None:
+    if "actions" not in found:
+        return "the API does not answer, or not for this key"
+    if "in_flight" not in found:
+        return "GET /activation does not answer: calls in flight cannot be seen"
+    if found.get("invokers"):
+        return f"{found['invokers']} invokers are registered: markers by REST cannot choose among nodes"
+    return None
+
+
+def _or(value: object, otherwise: str) -> object:
+    return otherwise if value is None else value

@@ -1,0 +1,55 @@
+"""From settings to a platform that can be driven: the key, the connection, what is there, the driver for it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from mesp.errors import InputError, UnavailableError
+from mesp_plugin.openwhisk.actions import Actions
+from mesp_plugin.openwhisk.budget import Budget
+from mesp_plugin.openwhisk.holdings import Holdings
+from mesp_plugin.openwhisk.platform import OpenWhiskPlatform
+from mesp_plugin.openwhisk.probe import probe
+from mesp_plugin.openwhisk.rest import Key, OpenWhiskApi, connect
+from mesp_plugin.openwhisk.standalone import StandaloneDriver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mesp_plugin.metrics import OpenWhiskMetrics
+    from mesp_plugin.openwhisk.config import OpenWhiskConfig
+
+
+@asynccontextmanager
+async def open_platform(
+    config: OpenWhiskConfig, metrics: OpenWhiskMetrics | None = None
+) -> AsyncIterator[OpenWhiskPlatform]:
+    """Probes, and opens the platform with the driver that is configured, or that fits.
+
+    Raises:
+        InputError: no key, a key that is not taken, a driver that this version does not have.
+        UnavailableError: the platform does not answer, or no driver fits what is there.
+    """
+    key, holdings = Key.read(config), Holdings(config.state_file)
+    async with connect(config) as session:
+        api = OpenWhiskApi(session, config.api_host, key, config.namespace)
+        await api.namespaces()  # the plain sentence where host or key are wrong
+        found = await probe(api, config)
+        name = found.driver if config.driver == "auto" else config.driver
+        if config.driver != "auto" and (why_not := found.drivers[config.driver]):
+            raise InputError(
+                f"driver = {config.driver}: {why_not}; what could be used says mesp plugin openwhisk probe"
+            )
+        if name is None or found.namespace is None:
+            trouble = "; ".join([*found.trouble, *(f"{key}: {why}" for key, why in found.drivers.items())])
+            raise UnavailableError(f"no driver can be used at {config.api_host}: {trouble}")
+        driver = StandaloneDriver(
+            api,
+            found.namespace,
+            Actions(api, found.namespace, config.opt_in),
+            holdings,
+            config,
+            Budget(await api.limits(), config.limits_margin_share),
+        )
+        yield OpenWhiskPlatform(driver, holdings, mode=config.mode, expiry_ms=config.expiry_ms, metrics=metrics)

@@ -1,0 +1,102 @@
+"""The probe says what is there and why a driver cannot be used; starting obeys it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from e2e.openwhisk.beside import OPTED_IN, Beside, beside
+from e2e.openwhisk.standalone import KEY
+from e2e.openwhisk.standalone_pool import Spec
+from mesp.errors import InputError, UnavailableError
+from mesp_plugin.openwhisk.config import OpenWhiskConfig
+from mesp_plugin.openwhisk.probe import probe
+from mesp_plugin.openwhisk.rest import Key, OpenWhiskApi, RefusedError, connect
+from mesp_plugin.openwhisk.start import open_platform
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Beside]:
+    async with beside(tmp_path, opt_in={"kinds": ["python:3"], "functions": ["guest/thumb*"]}) as world:
+        yield world
+
+
+async def test_it_tells_limits_actions_and_the_rules_of_opting_in(here: Beside) -> None:
+    """By annotation, by kind, by the operator's pattern; an annotation that says no goes first."""
+    here.double.put(Spec("p", kind="python:3"))
+    here.double.put(Spec("thumbnail"))
+    here.double.put(Spec("thumbs-down", annotations=(("mesp-prewarm", False),)))
+    here.double.put(Spec("in-package/a", annotations=OPTED_IN))
+    found = await probe(here.api, here.config)
+    assert found.opted_in == {
+        "guest/hello": "annotation mesp-prewarm",
+        "guest/in-package/a": "annotation mesp-prewarm",
+        "guest/p": "kind python:3",
+        "guest/thumbnail": "pattern guest/thumb*",
+    }
+    assert (found.namespace, found.calls_per_minute, found.calls_at_once, found.actions) == ("guest", 60, 30, 6)
+    assert (found.gauges, found.invokers, found.driver, found.trouble) == (False, 0, "standalone", ())
+    here.wait(31_000)
+    assert (await probe(here.api, here.config)).gauges
+    assert "driver     standalone: can be used" in found.lines()
+    assert found.to_json()["driver"] == "standalone"
+
+
+async def test_a_wrong_key_is_said_and_no_driver_is_offered(here: Beside) -> None:
+    """The rest is told all the same."""
+    async with connect(here.config) as session:
+        found = await probe(OpenWhiskApi(session, here.api.host, Key("a:b")), here.config)
+    assert (found.driver, found.in_flight) == (None, 0)
+    assert "does not take the API key (HTTP 401)" in found.trouble[0]
+
+
+async def test_registered_invokers_rule_standalone_out(here: Beside) -> None:
+    """Markers by REST choose no node."""
+
+    def two(request: web.Request) -> None:
+        if request.path == "/invokers":
+            raise web.HTTPOk(text='{"invoker0": "up", "invoker1": "up"}')
+
+    here.double.fails.append(two)
+    found = await probe(here.api, here.config)
+    assert found.driver is None
+    assert "2 invokers are registered" in (found.drivers["standalone"] or "")
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "error", "words"),
+    [
+        ("a:b", {}, RefusedError, "does not take the API key"),
+        (KEY, {"driver": "classic"}, InputError, "driver = classic: this version of MESP does not speak Kafka yet"),
+        (KEY, {"api_host": "http://127.0.0.1:9"}, UnavailableError, "does not answer"),
+    ],
+)
+async def test_a_start_that_cannot_be_is_one_sentence(
+    here: Beside,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    settings: dict[str, Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    """Wrong key, a driver that is not there, nobody at home."""
+    monkeypatch.setenv("MESP_OPENWHISK_AUTH", key)
+    config = OpenWhiskConfig(**{"api_host": here.api.host, "state_file": here.config.state_file} | settings)
+    with pytest.raises(error, match=words):
+        async with open_platform(config):
+            pass
+
+
+async def test_a_start_that_can_be_gives_a_platform(here: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from the platform's face: one node, two actions."""
+    monkeypatch.setenv("MESP_OPENWHISK_AUTH", KEY)
+    async with open_platform(here.config) as platform:
+        await platform.observe(here.now_ms)
+        snapshot = await platform.snapshot(here.now_ms)
+    assert ([node.name for node in snapshot.nodes], len(snapshot.profiles)) == (["standalone"], 2)
