@@ -1,7 +1,7 @@
 """The sidecar's work without the wire's calls: reports into the series store, forecasts out of the model.
 
-Learning (`Engine.advance`) is apart from observing, so that one round of it serves every report that came before; a
-forecast learns first when something is left to learn. The forecast that everybody asks for, all functions at the
+Learning (`Engine.advance`) is apart from observing, so that one round of it serves every report that came before, and can
+be done in parts, so that nobody waits behind a backlog; a forecast learns first what is left to learn. The forecast that everybody asks for, all functions at the
 model's own horizon and levels, is made once and kept until anything changes.
 
 A tick is a closed step; its number is the count of steps since the epoch, so it goes on counting over a restart.
@@ -26,6 +26,8 @@ from mesp.v1 import predictor_service_pb2 as pb
 from mesp.v1 import types_pb2 as types_pb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mesp.types import StepCounts
     from mesp_predictor.forecaster import Forecaster, Mixed
     from mesp_predictor.metrics import PredictorMetrics
@@ -88,22 +90,33 @@ class Engine:
             return 0, [Rejection(None, step.step_start_ms, reason)]
         return self.store.report(step)
 
-    def advance(self) -> int:
-        """Lets the model learn what it has not; the tick it is at then."""
-        version = self.store.version
-        if version != self._learned_version:
-            with self._metrics.tick_seconds.time():
-                self._forecaster.advance(self.store)
-            self._learned_version = version
-            self._metrics.calibration_error.set(self._forecaster.calibration.error)
-            self._metrics.log_loss.set(self._forecaster.calibration.log_loss)
-            for election in self._forecaster.take_elections():
-                self._metrics.refits.labels(election.expert, election.elected).inc()
-                losses = {name: round(loss, 4) for name, loss in election.log_loss.items()}
-                _log.info("refit", expert=election.expert, elected=election.elected, log_loss_last_hour=losses)
-            self._metrics.functions.set(self.store.known)
-            self._metrics.as_of_seconds.set(self.store.as_of_ms / 1000)
+    @property
+    def tick_id(self) -> int:
+        """The newest closed step, counted from the epoch."""
         return self.store.as_of_ms // self.store.step_ms
+
+    def advance(self, go_on: Callable[[], bool] | None = None) -> bool:
+        """Lets the model learn what it has not, until `go_on` says no; whether nothing is left."""
+        version = self.store.version
+        if version == self._learned_version:
+            return True
+        try:
+            with self._metrics.tick_seconds.time():
+                done = self._forecaster.advance(self.store, go_on)
+        except MespError as error:
+            raise RuntimeError(f"the model cannot learn: {error}") from error
+        for election in self._forecaster.take_elections():
+            self._metrics.refits.labels(election.expert, election.elected).inc()
+            losses = {name: round(loss, 4) for name, loss in election.log_loss.items()}
+            _log.info("refit", expert=election.expert, elected=election.elected, log_loss_last_hour=losses)
+        if not done:
+            return False
+        self._learned_version = version
+        self._metrics.calibration_error.set(self._forecaster.calibration.error)
+        self._metrics.log_loss.set(self._forecaster.calibration.log_loss)
+        self._metrics.functions.set(self.store.known)
+        self._metrics.as_of_seconds.set(self.store.as_of_ms / 1000)
+        return True
 
     def question(self, request: pb.ForecastRequest | pb.WatchForecastsRequest) -> Question:
         """Reads and completes a request; InputError when it asks for what the model cannot give."""
@@ -153,7 +166,7 @@ class Engine:
             last_seen_ms = self.store.last_seen_ms(rows)
             age_ms[valid] = np.where(last_seen_ms < 0, -1, self.store.as_of_ms - last_seen_ms)
         return Forecasts(
-            tick_id=self.store.as_of_ms // self.store.step_ms,
+            tick_id=self.tick_id,
             as_of_ms=self.store.as_of_ms,
             step_ms=self.store.step_ms,
             levels=question.levels,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import numpy.typing as npt
 
@@ -89,8 +91,11 @@ class Forecaster(Protocol):
         """How refits of experts ended since the last call, oldest first."""
         ...
 
-    def advance(self, store: SeriesStore) -> None:
-        """Learns from every step closed since the last call, and anew for rows whose past changed."""
+    def advance(self, store: SeriesStore, go_on: Callable[[], bool] | None = None) -> bool:
+        """Learns from every step closed since the last call, and anew for rows whose past changed.
+
+        Asks `go_on` now and then, and leaves the rest to the next call where it says no. Whether everything is learned.
+        """
         ...
 
     def forecast(self, rows: npt.NDArray[np.int64], horizon: int, levels: tuple[float, ...]) -> Mixed:

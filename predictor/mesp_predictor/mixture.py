@@ -27,6 +27,8 @@ from mesp_predictor.refit import Refits
 from mesp_predictor.statistics import Statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mesp.types import BoolArray, FloatArray, FunctionKey
     from mesp_predictor.forecaster import Mixed
     from mesp_predictor.model import Model, RoutingMode
@@ -87,6 +89,8 @@ class MixtureForecaster:
         self._refits = Refits(model.experts) if learn else None
         self._as_of_ms = 0
         self._functions: list[FunctionKey | None] = []
+        self._changed: IntArray = np.zeros(0, np.int64)  # rows to learn anew once everything is learned
+        self._looked_up = 0  # hour of the last look-up of clusters
         self._statistics = Statistics.empty(0)
         self._losses = routing.new_losses(0, len(model.experts))
         self._cluster: IntArray = np.zeros(0, np.int64)
@@ -148,22 +152,33 @@ class MixtureForecaster:
     def _experts(self) -> tuple[Expert, ...]:
         return self._model.experts if self._refits is None else self._refits.experts
 
-    def advance(self, store: SeriesStore) -> None:
-        """Learns from every step closed since the last call, and anew for rows whose past changed."""
+    def advance(self, store: SeriesStore, go_on: Callable[[], bool] | None = None) -> bool:
+        """Learns from every step closed since the last call, and anew for rows whose past changed.
+
+        Args:
+            store: the series.
+            go_on: asked before every step of a backlog; where it says no, and where a refit that is due is not ready, the
+                rest is left to the next call. None: everything, and refits are waited for. The outcome is the same.
+
+        Returns:
+            Whether everything is learned.
+        """
         fresh = store.columns_since(self._as_of_ms)
-        changed = store.take_changed()
+        self._changed = np.union1d(self._changed, store.take_changed())
         newest = store.as_of_ms // self.step_ms
         steps = fresh.shape[1]
         if newest - steps != self._statistics.step:  # the first steps ever, or a silence longer than the context
             self._statistics = Statistics.empty(0, newest - steps)
             self._next = None
         self._grow(len(store.functions))
-        taken = self._taken(store, changed)
+        taken = self._taken(store, self._changed)
         rows = np.arange(len(store.functions))
         history = store.window(rows, min(store.context, WINDOW + min(steps, CATCH_UP)))
         for i in range(steps):
-            column = fresh[:, i]
             left = steps - 1 - i
+            if go_on is not None and ((i and not go_on()) or (left < CATCH_UP and self._awaits_refit())):
+                return False
+            column = fresh[:, i]
             self._score(column, taken)
             self._statistics.update(column)
             if left < CATCH_UP:
@@ -173,17 +188,21 @@ class MixtureForecaster:
             if 0 < left < CATCH_UP:
                 self._window = _padded(history[:, : history.shape[1] - left])
                 self._expect(next_step(self._ask(rows, 1, self.levels)))
+            self._as_of_ms = store.as_of_ms - left * self.step_ms
         self._as_of_ms = store.as_of_ms
-        self._rebuild(store, changed)
+        self._rebuild(store, self._changed)
         self._forget(taken)
+        self._changed = np.zeros(0, np.int64)
         self._functions = list(store.functions)
-        if steps and (newest // CLUSTER_EVERY != (newest - steps) // CLUSTER_EVERY):
+        if newest // CLUSTER_EVERY != self._looked_up:
+            self._looked_up = newest // CLUSTER_EVERY
             self._look_up_clusters(store, rows)
         self._window = _padded(history)
         self._ahead, predictions, weights = self._mix(rows, self.default_horizon, self.levels)
         self._wanted = weights.wanted(COSTLY_BEST)
         self.asked = Asked(tuple(predictions), self._losses.copy(), self._cluster, self._context(rows))
         self._expect(next_step(predictions))
+        return True
 
     def forecast(self, rows: IntArray, horizon: int, levels: tuple[float, ...]) -> Mixed:
         """Forecasts rows of the store as of the last `advance`; row -1 is a function never seen."""
@@ -220,6 +239,9 @@ class MixtureForecaster:
         for index in self._refits.turn(self._statistics.step):
             others = np.arange(self._losses.shape[1]) != index
             self._losses[:, index] = self._losses[:, others].mean(axis=1)
+
+    def _awaits_refit(self) -> bool:
+        return self._refits is not None and self._refits.awaits(self._statistics.step + 1)
 
     def _expect(self, forecast: Prediction) -> None:
         """Keeps what each expert says of the next step until that step closes."""

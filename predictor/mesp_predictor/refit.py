@@ -164,6 +164,11 @@ class Refits:
                 for kept in [~np.isin(q.rows, rows)]
             ]
 
+    def awaits(self, step: int) -> bool:
+        """Whether `turn` at this step would wait for a refit that is late."""
+        due = self._started is not None and step >= self._started + LAG
+        return due and any(seat.candidate is not None and not seat.candidate.done() for seat in self._seats.values())
+
     def turn(self, step: int) -> list[int]:
         """Starts and ends refits where `step`, the next one, says so; indices of experts that came to know something."""
         started, awoken = self._started, []

@@ -2,7 +2,8 @@
 
 So the event loop stays responsive, a forecast sees every observation answered before it, and neither the model nor the
 series store needs a lock. Observing is cheap; the model learns in the background (`PredictorService._learn`), once for
-everything that came in meanwhile, then wakes the watchers and, when it is time, saves the state.
+everything that came in meanwhile, then wakes the watchers and, when it is time, saves the state. A backlog is learned in
+slices, between which other calls have their turn; a forecast waits for all of it.
 """
 # ruff: noqa: N802, D102  names and promises of the calls stand in predictor_service.proto
 
@@ -39,6 +40,9 @@ _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = structlog.get_logger(__name__)
+
+#: How long a backlog is learned before other calls have their turn, and how long they have for coming.
+_SLICE_S, _PAUSE_S = 0.2, 0.01
 
 
 class PredictorService(pb_grpc.PredictorServiceServicer):
@@ -142,9 +146,19 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
 
     async def _forecast(self, question: Question) -> list[types_pb.ForecastChunk]:
         begin_s = time.perf_counter()
+        await self._caught_up()
         chunks = await self._work(self._engine.forecast, question)
         self._metrics.forecast_seconds.observe(time.perf_counter() - begin_s)
         return chunks
+
+    async def _caught_up(self) -> None:
+        """Returns once the model has learned what was observed; whatever other calls want is done in between."""
+        while not await self._work(self._learn_slice):  # noqa: ASYNC110  the work itself is done in the loop's head
+            await asyncio.sleep(_PAUSE_S)
+
+    def _learn_slice(self) -> bool:
+        until_s = time.perf_counter() + _SLICE_S
+        return self._engine.advance(lambda: time.perf_counter() < until_s)
 
     def _learn_soon(self) -> None:
         """Has the model learn in the background; what comes in before it begins is learned in one go."""
@@ -156,7 +170,8 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
         while self._stale:
             self._stale = False
             try:
-                self._tick_id = await self._work(self._engine.advance)
+                await self._caught_up()
+                self._tick_id = self._engine.tick_id
             except Exception:  # noqa: BLE001  whatever the model does, the server lives
                 self._note_bug("advance")
                 continue

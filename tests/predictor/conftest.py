@@ -12,6 +12,8 @@ from mesp_predictor.calibration import Calibration
 from mesp_predictor.forecaster import Mixed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from mesp.types import FloatArray
@@ -28,6 +30,7 @@ class FakeForecaster:
         fault: raised by the next call of either, if set.
         spoil: answer NaN.
         gate: cleared, it holds `advance` back.
+        backlog: so many calls of `advance` leave something to learn.
     """
 
     model_version = "fake-1"
@@ -46,17 +49,22 @@ class FakeForecaster:
         self.forecasts = 0
         self.fault: Exception | None = None
         self.spoil = False
+        self.backlog = 0
         self.gate = threading.Event()
         self.gate.set()
         self._last: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
-    def advance(self, store: SeriesStore) -> None:
+    def advance(self, store: SeriesStore, go_on: Callable[[], bool] | None = None) -> bool:
         self.gate.wait()
         self.advances += 1
         self._raise()
+        if go_on is not None and self.backlog:
+            self.backlog -= 1
+            return False
         store.take_changed()
         rows = np.arange(len(store.functions))
         self._last = np.nan_to_num(store.window(rows, 1)[:, 0]) if store.as_of_ms else np.zeros(len(rows), np.float32)
+        return True
 
     def forecast(self, rows: npt.NDArray[np.int64], horizon: int, levels: tuple[float, ...]) -> Mixed:
         self.forecasts += 1

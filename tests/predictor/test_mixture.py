@@ -224,6 +224,26 @@ def test_missing_steps_are_not_zeros() -> None:
 # -- late reports, new functions, deleted ones -------------------------------------------------------------------------
 
 
+def test_a_backlog_learned_in_slices_ends_the_same() -> None:
+    """However often it is interrupted, the model is what it is after learning everything at once, a row's new owner too."""
+    rng = np.random.default_rng(7)
+    whole, sliced = (MixtureForecaster(model_of(*LIGHT, Says("says", 0.5), router=gated(4))) for _ in range(2))
+    stores = new_store(), new_store()
+    for forecaster, store in zip((whole, sliced), stores, strict=True):
+        run(forecaster, store, range(50), every=None)
+        store.delete([C])
+        for step in range(50, 150):
+            report(store, step, traffic(step) | {D: step % 7})
+    assert whole.advance(stores[0])
+    slices = 1
+    while not sliced.advance(stores[1], lambda: bool(rng.random() < 0.8)):
+        slices += 1
+    assert slices > 10
+    assert_same_statistics(whole, sliced, [0, 1, 2, 3])
+    np.testing.assert_array_equal(whole._losses, sliced._losses)
+    assert_same(ask(whole, 0, 1, 2, 3), ask(sliced, 0, 1, 2, 3))
+
+
 def test_a_late_report_counts_as_if_it_had_been_on_time() -> None:
     """The function's statistics are as if, the others' as they were, and what experts lost on it is remembered.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -192,6 +193,29 @@ def test_a_frozen_mixture_is_never_refitted() -> None:
 
 
 # -- real trees --------------------------------------------------------------------------------------------------------
+
+
+def test_a_backlog_learned_in_slices_does_not_wait_for_a_refit() -> None:
+    """Until the newcomer is ready the rest of the backlog is left to later; then the outcome is as if it had been waited for."""
+    ready = threading.Event()
+
+    class Slow(Pupil):
+        def refitted(self, lessons: Samples, seed: int) -> Pupil:
+            ready.wait(60)
+            return super().refitted(lessons, seed)
+
+    forecaster, store = MixtureForecaster(model_of(Slow(0.5, [Pupil(0.9)]))), new_store()
+    for step in range(ELECTED + 5):
+        store.report(StepCounts("test", (START + step) * MINUTE, MINUTE, {A: 1, B: 2}))
+    for _ in range(3):
+        assert not forecaster.advance(store, lambda: True)
+        assert forecaster.take_elections() == []
+    ready.set()
+    while not forecaster.advance(store, lambda: True):
+        ready.wait(0.01)
+    (election,) = forecaster.take_elections()
+    assert (election.step, election.elected) == (START + ELECTED, "candidate")
+    assert active(forecaster) == pytest.approx(0.9, abs=1e-5)
 
 
 def timers(step: int) -> dict[FunctionKey, int]:

@@ -219,6 +219,20 @@ async def test_a_bug_while_learning_leaves_the_server_answering(forecaster: Fake
         assert forecasts.as_of_ms == 101 * STEP_MS
 
 
+async def test_others_have_their_turn_while_a_backlog_is_learned(forecaster: FakeForecaster) -> None:
+    """Reports are answered between the slices of a long round of learning; a forecast waits for the whole of it."""
+    async with running(engine_of(forecaster)) as sidecar:
+        forecaster.backlog = 10_000
+        await sidecar.client.observe([step(100, {A: 1})])
+        forecasting = asyncio.create_task(sidecar.client.forecast())
+        for n in range(1, 4):
+            await sidecar.client.observe([step(100 + n, {A: 1 + n})])
+        assert forecaster.backlog > 0
+        assert not forecasting.done()
+        forecaster.backlog = 0
+        assert (await forecasting).as_of_ms == 104 * STEP_MS
+
+
 async def test_refits_and_calibration_are_told(forecaster: FakeForecaster) -> None:
     """Each election is counted and logged once, by expert and who was elected; the page shows calibration and log loss."""
     engine = engine_of(forecaster)
