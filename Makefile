@@ -15,7 +15,7 @@ ifeq ($(TORCH),cpu)
 export PIP_EXTRA_INDEX_URL := $(PIP_EXTRA_INDEX_URL) https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help demo test lint types generate clean distclean
+.PHONY: help demo test lint types generate e2e-openwhisk clean distclean
 
 help:
 	@echo 'make demo       MESP beside the policies of today'"'"'s platforms, on a synthetic trace or ARGS="--trace DIR"'
@@ -23,6 +23,7 @@ help:
 	@echo 'make lint       style, formatting, layers, the wire'"'"'s rules'
 	@echo 'make types      mypy --strict'
 	@echo 'make generate   the stubs of the wire, from proto/mesp/v1/*.proto'
+	@echo 'make e2e-openwhisk TRACE=DIR MINUTES=A:B OUT=DIR   MESP off, shadow, on beside a double of standalone OpenWhisk'
 	@echo 'make clean      removes caches and outputs; make distclean: the environment too'
 
 demo: $(VENV)/.installed
@@ -42,6 +43,13 @@ types: $(VENV)/.installed-dev
 
 generate: $(VENV)/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/generate
+
+TRACE ?= $(error TRACE=DIR is missing: a folder that mesp trace inspect can read)
+MINUTES ?= 600:630
+OUT ?= out/e2e-openwhisk
+
+e2e-openwhisk: $(VENV)/.installed-dev
+	$(BIN)/python -m e2e.openwhisk.replaying --trace '$(TRACE)' --minutes '$(MINUTES)' --out '$(OUT)' $(ARGS)
 
 clean:
 	rm -rf out dist build htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
