@@ -100,6 +100,7 @@ def evaluate_forecasts(
             "oracle": "best expert per function over the scored minutes, in hindsight, by quantile loss or log loss",
             "best_single": "best expert, as it was trained, over all scored functions, in hindsight, for each metric",
             "coverage_active": f"functions active in at least {100 * ACTIVE_SHARE:.0f} % of the scored minutes",
+            "active_and_varying": f"those of them whose commonest count fills less than {100 * ACTIVE_SHARE:.0f} % of the minutes",
             "rate_quartiles": "functions by invocations in the whole trace, 1 the rarest",
             "behaviour_change": _BEHAVIOUR_RULE,
             "moving_average": f"last {WINDOW_MINUTES} minutes",
@@ -171,6 +172,16 @@ def behaviour_changed(counts: Doubles) -> BoolArray:
     gaps = np.array([[_median_gap(row) for row in half] for half in halves]).reshape(2, -1)
     rhythm = gaps.max(axis=0) >= 1.5 * gaps.min(axis=0)  # a comparison with NaN is false
     return np.asarray(rate | rhythm)
+
+
+def active_and_varying(counts: Doubles) -> BoolArray:
+    """Functions active in at least ACTIVE_SHARE of the minutes in which no count is as common as that, (F, M) -> (F,).
+
+    Where one count is, every quantile but the outermost covers it, so that raw coverage says nothing of the forecast.
+    """
+    active = (counts > 0).mean(axis=1) >= ACTIVE_SHARE
+    commonest = np.array([np.unique(row, return_counts=True)[1].max() for row in counts]) / counts.shape[1]
+    return np.asarray(active & (commonest < ACTIVE_SHARE))
 
 
 _BEHAVIOUR_RULE = (
@@ -261,6 +272,10 @@ def _slices(trace: Trace, top: Replay) -> Iterator[tuple[str, BoolArray]]:
     for k in np.unique(top.cluster):
         yield f"by_cluster/{'none' if k < 0 else k}", top.cluster == k
     yield "behaviour_change", behaviour_changed(trace.counts.astype(np.float64))
+    scored = trace.counts[:, top.first :].astype(np.float64)
+    varying = active_and_varying(scored)
+    if varying.any():
+        yield "active_and_varying", varying
 
 
 def rate_quartile(trace: Trace) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

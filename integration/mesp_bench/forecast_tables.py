@@ -37,6 +37,7 @@ _GROUPS = {
 _TITLES = {
     "never_seen_no_timers": "Never seen, without functions called by a timer",
     "behaviour_change": "Functions that changed their rate or rhythm between the halves",
+    "active_and_varying": "Functions active nearly always, with varying counts",
 }
 _SHORT_TITLES = {
     None: "all functions",
@@ -45,6 +46,7 @@ _SHORT_TITLES = {
     "from_zero": "from zero",
     "no_timers": "no timers",
     "behaviour_change": "behaviour change",
+    "active_and_varying": "active, varying",
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from mesp.types import FunctionKey
 from mesp_bench.forecast_comparison import (
     Bootstrap,
+    active_and_varying,
     behaviour_changed,
     evaluate_forecasts,
     improvements,
@@ -306,6 +307,15 @@ def test_changed_behaviour_is_a_rule() -> None:
     counts[3] = rng.random(1440) < 0.2
     counts[4, ::10] = 1
     np.testing.assert_array_equal(behaviour_changed(counts), [True, True, True, False, False, False])
+
+
+def test_active_and_varying_is_a_rule() -> None:
+    """Nine minutes of ten with an invocation, and no count in nine of ten."""
+    counts = np.tile(np.array([3.0, 5.0]), (4, 10))
+    counts[0, 0] = counts[1, :4] = 0
+    counts[2] = 3
+    counts[3, 1:] = 3
+    np.testing.assert_array_equal(active_and_varying(counts), [True, False, False, False])
 
 
 def test_quartiles_hold_a_quarter_each(trace: Trace) -> None:

@@ -74,12 +74,8 @@ def running(command: Sequence[str | Path], log: Path, ready: Callable[[], bool])
             time.sleep(0.05)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # its folder goes with it: nothing to be written in order
+        process.wait()
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
