@@ -1,6 +1,6 @@
 """Experts refitted on the fleet's own recent past while they serve: in the background, elected, and reversible.
 
-At every step some functions are drawn, and what the statistics say of their next step, and for most of one farther
+At every step some functions are drawn, and what the statistics say of their next step, and for some of one farther
 ahead, waits until that step has closed: then it is a lesson. Every `EVERY` steps each refittable expert learns from all
 lessons but the last hour's, in a thread of its own; `LAG` steps later that hour elects who serves from then on: the
 newcomer, the one that serves, or the expert as it was trained.
@@ -41,11 +41,11 @@ LAG = 10
 EXAM_STEPS = 60
 #: Functions that a step's lessons are drawn from, at most; of these, the share with a lesson farther ahead as well.
 DRAWN = 300
-FARTHER_SHARE = 0.75
+FARTHER_SHARE = 0.25
 #: Steps ahead of the farthest lesson.
 FARTHEST = 15
-#: Lessons remembered at most: some 20 hours of 200 functions, 11 of more, 190 MB.
-REMEMBERED = 420_000
+#: Lessons remembered at most: some 20 hours of 200 functions or more, 145 MB.
+REMEMBERED = 320_000
 #: Lessons, and active ones among them, without which nothing is learned.
 LEAST, LEAST_ACTIVE = 5_000, 200
 

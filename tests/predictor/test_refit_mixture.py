@@ -235,7 +235,7 @@ def test_trees_grow_on_the_fleet_s_own_past_alike_every_time(monkeypatch: pytest
         assert isinstance(trees, GbmExpert)
         assert trees.trained is None
         assert trees.own is not None
-        grown.append([each.model_to_string() for each in trees.own])
+        grown.append(trees.own.model_to_string())
         answers.append(forecaster.forecast(np.arange(6), 3, DEFAULT_LEVELS))
     first = elections[0][0]
     assert first.elected == "candidate"

@@ -107,7 +107,6 @@ def test_the_untrained_model_answers_nothing_in_particular() -> None:
     assert names == ["seasonal", "intermittent", "context_mixing", "hazard", "gbm"]
     trees = model.experts[-1]
     assert isinstance(trees, GbmExpert)
-    assert trees.trained is None
-    assert trees.own is None
+    assert trees.trained is trees.own is None
     assert model.router.gate is None
     assert model.context_length == 1440

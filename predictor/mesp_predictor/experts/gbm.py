@@ -3,36 +3,32 @@
 Boosted trees read the same features as the neural hazard and give the log odds of activity; counts, once active, follow
 the function's latest positive counts. Trained on a replay of the training set; files: `config.json` and LightGBM's own
 `model.txt`. While it serves, further trees are grown on the fleet's own past: they correct the log odds of the trained
-ones, or stand alone where nothing was trained (`GbmExpert.new`), which until then has no answer. The next step has trees
-of its own, for what tells it apart (a gap just as long as usual) says little of a step farther ahead.
+ones, or stand alone where nothing was trained (`GbmExpert.new`), which until then has no answer.
 
 Source: Ke et al., "LightGBM: A Highly Efficient Gradient Boosting Decision Tree", NeurIPS 2017.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import lightgbm
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from mesp.errors import InputError
 from mesp_predictor.experts.base import Context, Family, Prediction, Training, TrainingSet, hurdle_quantiles
 from mesp_predictor.experts.files import Settings, read_settings, write_expert
-from mesp_predictor.experts.samples import Samples, draw_samples
+from mesp_predictor.experts.samples import draw_samples
 from mesp_predictor.statistics import FEATURES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mesp.types import FloatArray
-
-Doubles = npt.NDArray[np.float64]
+    from mesp_predictor.experts.samples import Samples
 
 MODEL_FILE: Final = "model.txt"
-_LOG_AHEAD = FEATURES.index("log_ahead")
 
 
 class GbmSettings(Settings):
@@ -43,24 +39,11 @@ class GbmSettings(Settings):
     rate: float = Field(0.06, gt=0, le=1, description="Learning rate.")
     least_samples: int = Field(50, ge=1, description="Samples in a leaf, at least.")
     l2: float = Field(0, ge=0, description="Penalty on leaves' values.")
-    bins: int = Field(255, ge=2, le=65_535, description="Values of a feature that are told apart, at most.")
     samples: int = Field(1_000_000, ge=1_000, description="Samples to learn from, at most.")
 
 
 #: How the trees are grown that follow the fleet's own past.
-OWN = GbmSettings(rounds=150, leaves=31, rate=0.04, least_samples=20, l2=5, bins=63)
-
-
-class OwnTrees(NamedTuple):
-    """Trees grown on the fleet's own past.
-
-    Attributes:
-        following: of the next step.
-        farther: of steps farther ahead.
-    """
-
-    following: lightgbm.Booster
-    farther: lightgbm.Booster
+OWN = GbmSettings(rounds=150, leaves=31, rate=0.04, least_samples=20, l2=5)
 
 
 class _Saved(Settings):
@@ -75,12 +58,12 @@ class GbmExpert:
 
     Attributes:
         trained: trees of the training set; None: there was none.
-        own: trees of the fleet's own past, beside the trained ones; never saved.
+        own: trees grown on the fleet's own past, beside the trained ones; never saved.
     """
 
     name = "gbm"
 
-    def __init__(self, trained: lightgbm.Booster | None, own: OwnTrees | None = None) -> None:
+    def __init__(self, trained: lightgbm.Booster | None, own: lightgbm.Booster | None = None) -> None:
         self.trained = trained
         self.own = own
 
@@ -99,27 +82,19 @@ class GbmExpert:
 
     def activity(self, features: FloatArray) -> FloatArray:
         """Probability of activity, as `Refittable.activity`."""
-        if not len(features) or self.trained is None is self.own:
+        trees = [booster for booster in (self.trained, self.own) if booster is not None]
+        if not trees or not len(features):
             return np.full(len(features), np.nan, np.float32)
-        odds = np.zeros(len(features)) if self.trained is None else _said(self.trained, features)
-        if self.own is not None:
-            ahead = features[:, _LOG_AHEAD] > 0
-            for booster, rows in zip(self.own, (~ahead, ahead), strict=True):
-                if rows.any():
-                    odds[rows] += _said(booster, features[rows])
+        odds = sum(np.asarray(booster.predict(features, raw_score=True, num_threads=1)) for booster in trees)
         return np.clip(1 / (1 + np.exp(-odds)), 0.0005, 0.9995).astype(np.float32)
 
     def refitted(self, lessons: Samples, seed: int) -> GbmExpert:
         """The trained trees and new ones that correct them, as `Refittable.refitted`."""
-        following = lessons.features[:, _LOG_AHEAD] == 0
-        next_step = Samples(lessons.features[following], lessons.counts[following], lessons.weights[following])
-        return GbmExpert(self.trained, OwnTrees(self._grown(next_step, seed), self._grown(lessons, seed)))
-
-    def _grown(self, lessons: Samples, seed: int) -> lightgbm.Booster:
-        start = None if self.trained is None else _said(self.trained, lessons.features)
-        active = (lessons.counts > 0).astype(np.float32)
-        data = lightgbm.Dataset(lessons.features, active, weight=lessons.weights, init_score=start)
-        return lightgbm.train(_parameters(OWN, seed), data, OWN.rounds)
+        start = None if self.trained is None else self.trained.predict(lessons.features, raw_score=True, num_threads=1)
+        data = lightgbm.Dataset(
+            lessons.features, (lessons.counts > 0).astype(np.float32), weight=lessons.weights, init_score=start
+        )
+        return GbmExpert(self.trained, lightgbm.train(_parameters(OWN, seed), data, OWN.rounds))
 
     def save(self, directory: Path) -> None:
         """Writes `model.txt`, where anything was trained, and `config.json`; raises `InputError` when that is not possible."""
@@ -151,10 +126,6 @@ def fit(data: TrainingSet, settings: GbmSettings, training: Training) -> GbmExpe
     return GbmExpert(lightgbm.train(_parameters(settings, training.seed), lessons, settings.rounds, callbacks=[told]))
 
 
-def _said(booster: lightgbm.Booster, features: FloatArray) -> Doubles:
-    return np.asarray(booster.predict(features, raw_score=True, num_threads=1), np.float64)
-
-
 def _parameters(settings: GbmSettings, seed: int) -> dict[str, Any]:
     return {
         "objective": "binary",
@@ -162,7 +133,6 @@ def _parameters(settings: GbmSettings, seed: int) -> dict[str, Any]:
         "learning_rate": settings.rate,
         "min_data_in_leaf": settings.least_samples,
         "lambda_l2": settings.l2,
-        "max_bin": settings.bins,
         "feature_fraction": 0.7,
         "bagging_fraction": 0.8,
         "bagging_freq": 1,
