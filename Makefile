@@ -15,11 +15,14 @@ ifeq ($(TORCH),cpu)
 export PIP_EXTRA_INDEX_URL := $(PIP_EXTRA_INDEX_URL) https://download.pytorch.org/whl/cpu
 endif
 
+# Modules of tests side by side; a module's own tests share what is costly to make.
+SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile
+
 .PHONY: help demo test lint types generate e2e-openwhisk clean distclean
 
 help:
 	@echo 'make demo       MESP beside the policies of today'"'"'s platforms, on a synthetic trace or ARGS="--trace DIR"'
-	@echo 'make test       the tests; ARGS go to pytest'
+	@echo 'make test       the tests, on two processes; ARGS go to pytest instead'
 	@echo 'make lint       style, formatting, layers, the wire'"'"'s rules'
 	@echo 'make types      mypy --strict'
 	@echo 'make generate   the stubs of the wire, from proto/mesp/v1/*.proto'
@@ -29,6 +32,7 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/mesp demo $(ARGS)
 
+test: ARGS ?= $(SIDE_BY_SIDE)
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
