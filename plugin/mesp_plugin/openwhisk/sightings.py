@@ -66,6 +66,8 @@ class Sightings:
             records that are new. Both in order of arrival.
         """
         looked_ms = now_ms if self._looked_ms is None else self._looked_ms
+        # What is in flight at the first look may have begun long before.
+        earliest_ms = now_ms - FIRST_LOOK_MS if self._looked_ms is None else looked_ms
         arrivals: list[Arrival] = []
         fresh: list[ActivationRecord] = []
         for record in sorted(records, key=lambda one: (arrived_ms(one), one.activation_id)):
@@ -80,7 +82,7 @@ class Sightings:
                 continue
             if activation_id not in self._open:
                 arrivals.append(Arrival(activation_id, function, (looked_ms + now_ms) // 2))
-            call = self._open.setdefault(activation_id, _Open(function, looked_ms, now_ms))
+            call = self._open.setdefault(activation_id, _Open(function, earliest_ms, now_ms))
             call.seen_ms = now_ms
         self._looked_ms = now_ms
         # What ended and left no record within a while will leave none; what cannot be read again need not be known.

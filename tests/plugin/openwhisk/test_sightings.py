@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesp.types import FunctionKey
@@ -19,6 +19,7 @@ def record(number: int, arrived_ms: int, run_ms: int, wait_ms: int = 0) -> Activ
 
 
 @settings(max_examples=60)
+@example([(777, 40_666, 814, 2_458)], [40_000])  # in flight at the first look
 @given(
     st.lists(
         st.tuples(st.integers(0, 200_000), st.integers(1, 300_000), st.integers(0, 20_000), st.integers(0, STORED_MS - 1)),
