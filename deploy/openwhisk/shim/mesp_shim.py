@@ -109,7 +109,7 @@ class PythonActions:
             source = Path("__main__.py").read_text(encoding="utf-8")
         scope: dict[str, Any] = {"__name__": "__main__"}
         exec(compile(source, "__main__.py", "exec"), scope)  # noqa: S102 (what an action proxy is for)
-        found = scope[name]
+        found: Callable[[Any], Any] | None = scope.get(name)
         if not callable(found):
             raise TypeError(f"{name} is not a function")
         return found

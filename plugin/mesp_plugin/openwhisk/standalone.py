@@ -14,6 +14,7 @@ Nothing can be removed early: the platform removes an idle container after 10 mi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -82,7 +83,6 @@ class StandaloneDriver:
         self._in_flight = 0
         self._durations_ms: dict[FunctionKey, float] = {}
         self._gauges: PoolGauges | None = None
-        self._ordered_mb = 0.0
         self._told: set[str] = set()
 
     # --- Seeing ---------------------------------------------------------------------------------------------------
@@ -98,8 +98,10 @@ class StandaloneDriver:
             if name.startswith(f"{self._namespace}/")  # the list holds every namespace's
         ]
         records = await self._api.activations(self._sightings.since_ms(now_ms), now_ms)
-        self._gauges = await self._api.gauges()
-        self._in_flight, self._ordered_mb = len(in_flight), 0.0
+        self._gauges = None
+        with contextlib.suppress(UnavailableError):  # a help for the estimate, which can do without
+            self._gauges = await self._api.gauges()
+        self._in_flight = len(in_flight)
         arrivals, ended = self._sightings.look(in_flight, records, now_ms)
         self._claim_lost(arrivals)
         markers = {item.activation_id: item.marker for item in self._holdings.all() if item.activation_id}
@@ -197,7 +199,6 @@ class StandaloneDriver:
         memory_mb = float(action.metadata.memory_mb)
         if lacking := self._lacks_memory(count * memory_mb, await self.snapshot(now_ms)):
             return Done(refused=f"{key}: {lacking}")
-        self._ordered_mb += count * memory_mb
         made, trouble = await self._send(key, idle + count, now_ms)
         refused = trouble or (f"{key}: {count} of {wish.count}, for {limit}" if count < wish.count else None)
         return Done(min(count, max(0, made - idle)), refused)
@@ -225,10 +226,8 @@ class StandaloneDriver:
             return f"{self._gauges.buffered} calls wait for room in the pool"
         pool_mb = self._config.pool_memory_mb
         taken_mb = snapshot.nodes[0].other_memory_mb + sum(one.memory_mb for one in snapshot.containers)
-        if taken_mb + self._ordered_mb + wanted_mb > pool_mb:
-            return (
-                f"no headroom, {taken_mb + self._ordered_mb:.0f} of {pool_mb:g} MB are taken, {wanted_mb:g} are wanted"
-            )
+        if taken_mb + wanted_mb > pool_mb:
+            return f"no headroom, {taken_mb:.0f} of {pool_mb:g} MB are taken, {wanted_mb:g} are wanted"
         return None
 
     async def _send(self, key: FunctionKey, count: int, now_ms: int) -> tuple[int, str | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import fcntl
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from mesp.errors import InputError, UnavailableError
@@ -15,7 +16,8 @@ from mesp_plugin.openwhisk.rest import Key, OpenWhiskApi, connect
 from mesp_plugin.openwhisk.standalone import StandaloneDriver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from mesp_plugin.metrics import OpenWhiskMetrics
     from mesp_plugin.openwhisk.config import OpenWhiskConfig
@@ -28,28 +30,41 @@ async def open_platform(
     """Probes, and opens the platform with the driver that is configured, or that fits.
 
     Raises:
-        InputError: no key, a key that is not taken, a driver that this version does not have.
+        InputError: no key, a key that is not taken, a driver that this version does not have, a state file that
+            another plugin uses.
         UnavailableError: the platform does not answer, or no driver fits what is there.
     """
     key, holdings = Key.read(config), Holdings(config.state_file)
-    async with connect(config) as session:
-        api = OpenWhiskApi(session, config.api_host, key, config.namespace)
-        await api.namespaces()  # the plain sentence where host or key are wrong
-        found = await probe(api, config)
-        name = found.driver if config.driver == "auto" else config.driver
-        if config.driver != "auto" and (why_not := found.drivers[config.driver]):
-            raise InputError(
-                f"driver = {config.driver}: {why_not}; what could be used says mesp plugin openwhisk probe"
+    with _alone(config.state_file):
+        async with connect(config) as session:
+            api = OpenWhiskApi(session, config.api_host, key, config.namespace)
+            await api.namespaces()  # the plain sentence where host or key are wrong
+            found = await probe(api, config)
+            name = found.driver if config.driver == "auto" else config.driver
+            if config.driver != "auto" and (why_not := found.drivers[config.driver]):
+                raise InputError(
+                    f"driver = {config.driver}: {why_not}; what could be used says mesp plugin openwhisk probe"
+                )
+            if name is None or found.namespace is None:
+                trouble = "; ".join([*found.trouble, *(f"{key}: {why}" for key, why in found.drivers.items())])
+                raise UnavailableError(f"no driver can be used at {config.api_host}: {trouble}")
+            driver = StandaloneDriver(
+                api,
+                found.namespace,
+                Actions(api, found.namespace, config.opt_in),
+                holdings,
+                config,
+                Budget(await api.limits(), config.limits_margin_share),
             )
-        if name is None or found.namespace is None:
-            trouble = "; ".join([*found.trouble, *(f"{key}: {why}" for key, why in found.drivers.items())])
-            raise UnavailableError(f"no driver can be used at {config.api_host}: {trouble}")
-        driver = StandaloneDriver(
-            api,
-            found.namespace,
-            Actions(api, found.namespace, config.opt_in),
-            holdings,
-            config,
-            Budget(await api.limits(), config.limits_margin_share),
-        )
-        yield OpenWhiskPlatform(driver, holdings, mode=config.mode, expiry_ms=config.expiry_ms, metrics=metrics)
+            yield OpenWhiskPlatform(driver, holdings, mode=config.mode, expiry_ms=config.expiry_ms, metrics=metrics)
+
+
+@contextmanager
+def _alone(state_file: Path) -> Iterator[None]:
+    """Inside, no other plugin on this machine works with the same state file; the lock ends with the process."""
+    with state_file.with_name(state_file.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"state_file = {state_file}: another plugin is using it, end that one first") from None
+        yield

@@ -100,3 +100,14 @@ async def test_a_start_that_can_be_gives_a_platform(here: Beside, monkeypatch: p
         await platform.observe(here.now_ms)
         snapshot = await platform.snapshot(here.now_ms)
     assert ([node.name for node in snapshot.nodes], len(snapshot.profiles)) == (["standalone"], 2)
+
+
+async def test_a_second_plugin_with_the_same_state_is_refused(here: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would order everything twice; when the first is gone, the second may start."""
+    monkeypatch.setenv("MESP_OPENWHISK_AUTH", KEY)
+    async with open_platform(here.config):
+        with pytest.raises(InputError, match="another plugin is using it"):
+            async with open_platform(here.config):
+                pass
+    async with open_platform(here.config):
+        pass

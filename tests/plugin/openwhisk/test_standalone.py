@@ -213,7 +213,7 @@ async def test_an_early_release_is_refused_once_with_the_reason(here: Beside) ->
     assert (await here.driver.release(wish, 10_000)).refused is None
 
 
-@pytest.mark.parametrize("broken", ["/activation", "/api/v1/namespaces/_/activations", "/metrics"])
+@pytest.mark.parametrize("broken", ["/activation", "/api/v1/namespaces/_/activations"])
 async def test_a_look_that_fails_loses_nothing(here: Beside, broken: str) -> None:
     """Whichever request fails, the next look tells all of it."""
     looks = [await here.look()]
@@ -224,6 +224,15 @@ async def test_a_look_that_fails_loses_nothing(here: Beside, broken: str) -> Non
     here.double.fails.clear()
     looks += [await here.look(10_000), await here.look(MINUTE_MS)]
     assert sum(sum(step.values()) for step in counts(looks).values()) == 1
+
+
+async def test_without_metrics_the_estimate_alone_must_do(here: Beside) -> None:
+    """The page is switched off, or fails: the look goes on, and what is believed bounds what is added."""
+    here.wait(40_000)
+    here.double.fails.append(failing("/metrics"))
+    await here.look()
+    assert (await here.driver.snapshot(here.now_ms)).nodes[0].other_memory_mb == 0
+    assert (await here.prewarm(HELLO)).count == 1
 
 
 async def test_no_error_tells_the_key(here: Beside) -> None:
