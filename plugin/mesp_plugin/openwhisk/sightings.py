@@ -1,8 +1,10 @@
 """Calls as two lists show them, each counted once: those in flight, and records of runs that ended.
 
-A call is in flight from its admission on, and its record appears some time after its run. So that no record is
-missed, the next look must read from the oldest call whose record is still out (`since_ms`); so that none is counted
-twice, ids are remembered for as long as they may be read again.
+A call is in flight from its admission on, and its record appears within `STORED_MS` after its run. So that none is
+missed, a look must read from the oldest call whose record may still have been out at the last one (`since_ms`): one
+that was seen in flight began after the look before that; one that was never seen began and ended between two looks, the
+later of which was at most `STORED_MS` before the last. So that none is counted twice, ids are remembered for as long
+as they may be read again.
 """
 
 from __future__ import annotations
@@ -42,15 +44,15 @@ class Sightings:
     """The ids of calls that were seen; times are milliseconds since the epoch."""
 
     def __init__(self) -> None:
-        self._looked_ms: int | None = None
+        self._looks_ms: list[int] = []
         self._open: dict[str, _Open] = {}
         self._recorded: dict[str, int] = {}
 
     def since_ms(self, now_ms: int) -> int:
         """The start of the oldest run whose record may be new."""
-        if self._looked_ms is None:
+        if not self._looks_ms:
             return now_ms - FIRST_LOOK_MS
-        return min([self._looked_ms, *(call.earliest_ms for call in self._open.values())]) - STORED_MS
+        return min([self._looks_ms[0], *(call.earliest_ms for call in self._open.values())])
 
     def sent(self, activation_id: str, function: FunctionKey, now_ms: int) -> None:
         """A call of our own was admitted: no arrival will be told of it."""
@@ -65,9 +67,11 @@ class Sightings:
             calls that are new, at the time of their records, else half-way between the last look and this one;
             records that are new. Both in order of arrival.
         """
-        looked_ms = now_ms if self._looked_ms is None else self._looked_ms
-        # What is in flight at the first look may have begun long before.
-        earliest_ms = now_ms - FIRST_LOOK_MS if self._looked_ms is None else looked_ms
+        if not self._looks_ms:  # what is in flight or has just ended may have begun long before
+            self._looks_ms = [now_ms - FIRST_LOOK_MS]
+            looked_ms, earliest_ms = now_ms, now_ms - FIRST_LOOK_MS
+        else:
+            looked_ms = earliest_ms = self._looks_ms[-1]
         arrivals: list[Arrival] = []
         fresh: list[ActivationRecord] = []
         for record in sorted(records, key=lambda one: (arrived_ms(one), one.activation_id)):
@@ -84,7 +88,9 @@ class Sightings:
                 arrivals.append(Arrival(activation_id, function, (looked_ms + now_ms) // 2))
             call = self._open.setdefault(activation_id, _Open(function, earliest_ms, now_ms))
             call.seen_ms = now_ms
-        self._looked_ms = now_ms
+        self._looks_ms.append(now_ms)
+        while self._looks_ms[1] <= now_ms - STORED_MS:
+            del self._looks_ms[0]
         # What ended and left no record within a while will leave none; what cannot be read again need not be known.
         self._open = {key: call for key, call in self._open.items() if now_ms - call.seen_ms < 2 * STORED_MS}
         oldest_ms = self.since_ms(now_ms)

@@ -20,6 +20,7 @@ def record(number: int, arrived_ms: int, run_ms: int, wait_ms: int = 0) -> Activ
 
 @settings(max_examples=60)
 @example([(777, 40_666, 814, 2_458)], [40_000])  # in flight at the first look
+@example([(2, 3, 2_457, STORED_MS - 1)], [1, 12_459])  # never in flight at a look, stored as late as may be
 @given(
     st.lists(
         st.tuples(st.integers(0, 200_000), st.integers(1, 300_000), st.integers(0, 20_000), st.integers(0, STORED_MS - 1)),
