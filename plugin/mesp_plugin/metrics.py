@@ -83,6 +83,8 @@ class OpenWhiskMetrics:
         self.prewarmed_met = counter("prewarmed_met", "Users' calls that found a container of MESP's waiting")
         self.shadow_prewarmed = counter("shadow_prewarmed", "Containers that would have been ordered (mode shadow)")
         self.shadow_met = counter("shadow_met", "Cold calls that would have found such a container (mode shadow)")
+        self.malformed = counter("malformed_messages", "Messages on the platform's bus that could not be read")
+        self.unanswered = counter("unanswered_markers", "Markers that no invoker answered")
         self.held = Gauge(
             "mesp_openwhisk_held_containers", "Containers that MESP added and nobody has used", registry=registry
         )

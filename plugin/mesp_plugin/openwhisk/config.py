@@ -31,6 +31,36 @@ class OptIn(BaseModel):
     )
 
 
+class KafkaConfig(BaseModel):
+    """The platform's bus; without it there is only REST. The password is named here, never written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    bootstrap_servers: Annotated[str, Field(min_length=1)] = Field(description="host:port of brokers, commas between.")
+    security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        default="plaintext", description="As Kafka's security.protocol; sasl: user and password (PLAIN)."
+    )
+    ca_file: Path | None = Field(default=None, description="Certificates to trust, PEM; null: the system's.")
+    username: str | None = Field(default=None, description="For sasl_plaintext and sasl_ssl.")
+    password_env: Annotated[str, Field(min_length=1)] = Field(
+        default="MESP_KAFKA_PASSWORD", description="Environment variable with the password."
+    )
+    password_file: Path | None = Field(default=None, description="File with the password instead.")
+    prefix: str = Field(default="", description="Of every topic: whisk.kafka.topics.prefix.")
+    group: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,64}$")] = Field(
+        default="mesp", description="Plugins of one name report as one source, and one of them acts."
+    )
+    stem_cells_mb: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Memory of each invoker's stem cells, MB: the bus does not tell it."
+    )
+
+    @model_validator(mode="after")
+    def _named_user(self) -> Self:
+        if ("sasl" in self.security) != (self.username is not None):
+            raise ValueError("username goes with security: sasl_plaintext or sasl_ssl, and with these only")
+        return self
+
+
 class OpenWhiskConfig(BaseModel):
     """Settings of the plugin; the loop's own are nested under `loop`."""
 
@@ -71,6 +101,7 @@ class OpenWhiskConfig(BaseModel):
     limits_margin_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.25, description="Share of the namespace's limits that markers leave free beyond its users' calls."
     )
+    kafka: KafkaConfig | None = Field(default=None, description="The bus of a classic deployment.")
     loop: LoopConfig = Field(default_factory=LoopConfig, description="Predictor, ticks, and the decision.")
 
     @field_validator("api_host")
