@@ -18,7 +18,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path  # noqa: TC003 (typer reads annotations when it runs)
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import aiohttp
 import numpy as np
@@ -30,7 +30,7 @@ from e2e.openwhisk.standalone import KEY, NAMESPACE, Standalone
 from e2e.openwhisk.standalone_pool import Spec
 from e2e.openwhisk.timeline import WallTimeline
 from mesp.client import ClientConfig, PredictorClient
-from mesp.errors import MespError
+from mesp.errors import MespError, UnavailableError
 from mesp.types import FunctionKey
 from mesp_bench.arrivals import ArrivalMode
 from mesp_bench.evaluate import provenance
@@ -47,13 +47,14 @@ from mesp_plugin.openwhisk.config import OpenWhiskConfig
 from mesp_plugin.openwhisk.start import open_platform
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from mesp.types import Forecasts, Rejection, StepCounts
     from mesp_bench.replay.calls import Run
     from mesp_bench.replay.schedule import Schedule
     from mesp_bench.traces.model import Trace
 
+_Answer = TypeVar("_Answer")
 Mode = Literal["off", "shadow", "on"]
 MODES: tuple[Mode, ...] = ("off", "shadow", "on")
 #: Midnight of some day: the trace's first minute.
@@ -63,6 +64,7 @@ _MINUTE_MS = 60_000
 _POOL_MB = 4_096
 #: Standalone's limits on an action's memory.
 _LEAST_MB, _MOST_MB = 128, 512
+_TRIES = 60
 #: A failed attempt must not be waited out in a time that stands still.
 _ONCE = ClientConfig(observe_deadline_s=120, forecast_deadline_s=120, max_attempts=1)
 
@@ -98,21 +100,28 @@ class Played:
 
 
 class HeldPredictor:
-    """A predictor whose answers take no virtual time."""
+    """A predictor whose answers take no virtual time; on a busy machine its process may need a while to come up."""
 
     def __init__(self, client: PredictorClient) -> None:
         self._client = client
         self._loop = cast("virtual.VirtualLoop", asyncio.get_running_loop())
 
     async def observe(self, steps: Sequence[StepCounts]) -> list[Rejection]:
-        with self._loop.held():
-            return await self._client.observe(steps)
+        waiting = [steps]  # what could not be sent the client keeps for the next call
+        return await self._patiently(lambda: self._client.observe(waiting.pop() if waiting else ()))
 
     async def forecast(
         self, functions: Sequence[FunctionKey] | None = None, horizon: int = 0, levels: Sequence[float] = ()
     ) -> Forecasts:
+        return await self._patiently(lambda: self._client.forecast(functions, horizon, levels))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         with self._loop.held():
-            return await self._client.forecast(functions, horizon, levels)
+            for _ in range(_TRIES):
+                with contextlib.suppress(UnavailableError):
+                    return await ask()
+                await self._loop.run_in_executor(None, time.sleep, 0.5)  # the loop's own sleep would not end
+            return await ask()
 
 
 def play(
