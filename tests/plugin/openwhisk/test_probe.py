@@ -73,7 +73,7 @@ async def test_registered_invokers_rule_standalone_out(here: Beside) -> None:
     ("key", "settings", "error", "words"),
     [
         ("a:b", {}, RefusedError, "does not take the API key"),
-        (KEY, {"driver": "classic"}, InputError, "driver = classic: this version of MESP does not speak Kafka yet"),
+        (KEY, {"driver": "fpc"}, InputError, "driver = fpc: this version of MESP does not speak etcd"),
         (KEY, {"api_host": "http://127.0.0.1:9"}, UnavailableError, "does not answer"),
     ],
 )
