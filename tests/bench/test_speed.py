@@ -19,6 +19,7 @@ from mesp_predictor.mixture import MixtureForecaster
 from mesp_predictor.training import untrained_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from mesp_predictor.series import SeriesStore
@@ -136,9 +137,9 @@ def test_a_tick_is_one_step_of_the_sidecar(counts: str, model: Path, monkeypatch
     lived: list[tuple[int, int]] = []
 
     class Watched(MixtureForecaster):
-        def advance(self, store: SeriesStore) -> None:
+        def advance(self, store: SeriesStore, go_on: Callable[[], bool] | None = None) -> bool:
             lived.append((store.as_of_ms // store.step_ms, store.known))
-            super().advance(store)
+            return super().advance(store, go_on)
 
     monkeypatch.setattr(speed_subjects, "MixtureForecaster", Watched)
     for call in speed_subjects._calls(Job("mixture", counts, 6, REPEATS, str(model)), np.load(counts)):
