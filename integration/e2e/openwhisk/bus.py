@@ -89,10 +89,10 @@ class Bus:
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def read(self, topic: str, group: str, handle: Callable[[Json, bytes], None]) -> asyncio.Task[None]:
+    async def read(self, topic: str, group: str, handle: Callable[[Json], None]) -> asyncio.Task[None]:
         """Hands every message from now on, or from where the group stopped, to `handle`, until the task is cancelled.
 
-        `handle` gets the message, {} where it is no JSON object, and its bytes.
+        What is no JSON object is handed on as an empty one: it lacks all that any message must have.
         """
         with self._working():
             consumer = AIOKafkaConsumer(**self.options, group_id=self.prefix + group, enable_auto_commit=False)
@@ -103,13 +103,14 @@ class Bus:
             self._unread[topic] = 0
             return asyncio.create_task(self._pump(topic, consumer, handle))
 
-    async def _pump(self, topic: str, consumer: AIOKafkaConsumer, handle: Callable[[Json, bytes], None]) -> None:
+    async def _pump(self, topic: str, consumer: AIOKafkaConsumer, handle: Callable[[Json], None]) -> None:
         try:
             while True:
                 for records in (await consumer.getmany(timeout_ms=1000)).values():
-                    await consumer.commit()
+                    with suppress(KafkaError):
+                        await consumer.commit()
                     for record in records:
-                        handle(_object(record.value), record.value)
+                        handle(_object(record.value))
                         self._unread[topic] = max(0, self._unread[topic] - 1)  # 0: it was sent before anyone read
                         self._handled.set()
         finally:
@@ -119,9 +120,13 @@ class Bus:
 
     async def _deliver(self, topic: str, raw: bytes, at_ms: int) -> None:
         assert self._producer is not None
-        with suppress(KafkaError):  # such as a topic that nobody made
+        try:
             await self._producer.send_and_wait(self.prefix + topic, raw, timestamp_ms=at_ms)
             self.delivered += 1
+        except KafkaError:  # such as a topic that nobody made
+            if topic in self._unread:
+                self._unread[topic] = max(0, self._unread[topic] - 1)
+                self._handled.set()
 
     @contextmanager
     def _working(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,28 +84,23 @@ async def running_classic(
         Invoker(number, bus, clock, store, engine, recording, random.Random(seed + 2 + number))
         for number in range(len(invokers))
     ]
-    names = [part.name for part in parts]
-    await bus.start("health", "events", "completed0", *names)
-    await recording.start(bus)
-    driving = asyncio.create_task(clock.drive(bus.settled)) if isinstance(clock, SteppedClock) else None
-    server = web.AppRunner(application(controller))
-    await server.setup()
-    site = web.TCPSite(server, "127.0.0.1", 0)
-    await site.start()
-    port = server.addresses[0][1]
-    try:
+    async with AsyncExitStack() as ending:
+        await bus.start("health", "events", "completed0", *(part.name for part in parts))
+        ending.push_async_callback(bus.stop)
+        await recording.start(bus)
+        ending.push_async_callback(recording.stop)
+        if isinstance(clock, SteppedClock):
+            ending.callback(asyncio.create_task(clock.drive(bus.settled)).cancel)
+        server = web.AppRunner(application(controller))
+        await server.setup()
+        ending.push_async_callback(server.cleanup)
+        await web.TCPSite(server, "127.0.0.1", 0).start()
+        ending.push_async_callback(controller.stop)
         await controller.start()
         for part, settings in zip(parts, invokers, strict=True):
+            ending.push_async_callback(part.stop)
             await part.start(settings)
-        api = f"http://127.0.0.1:{port}"
+        api = f"http://127.0.0.1:{server.addresses[0][1]}"
         double = Classic(clock, bus, store, recording, engine, controller, tuple(parts), api)
         await double.until_up()
         yield double
-    finally:
-        await asyncio.gather(*(part.stop() for part in parts))
-        await controller.stop()
-        await server.cleanup()
-        await recording.stop()
-        await bus.stop()
-        if driving is not None:
-            driving.cancel()

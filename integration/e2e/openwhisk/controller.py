@@ -99,8 +99,8 @@ class Controller:
             self.store.put(Action(SYSTEM.namespace, name, memory_mb=128))
         completed = f"completed{self.name}"
         self._tasks = [
-            await self._bus.read(completed, completed, self._acknowledged),
-            await self._bus.read("health", f"health{self.name}", self._pinged),
+            await self._bus.read(completed, completed, self._safely(self._acknowledged)),
+            await self._bus.read("health", f"health{self.name}", self._safely(self._pinged)),
             asyncio.create_task(self._watch()),
         ]
 
@@ -245,7 +245,7 @@ class Controller:
 
     # --- Answers ----------------------------------------------------------------------------------------------------
 
-    def _acknowledged(self, ack: Json, _: bytes) -> None:
+    def _acknowledged(self, ack: Json) -> None:
         response = ack.get("response")
         activation_id = ack.get("activationId") or (
             response["activationId"] if isinstance(response, dict) else response
@@ -265,7 +265,7 @@ class Controller:
 
     # --- Health -----------------------------------------------------------------------------------------------------
 
-    def _pinged(self, message: Json, _: bytes) -> None:
+    def _pinged(self, message: Json) -> None:
         who = message["name"]
         number = who["instance"]
         while len(self._health) <= number:
@@ -308,7 +308,7 @@ class Controller:
             for activation_id, entry in list(self._flying.items()):
                 if now_ms > entry.deadline_ms:
                     self._completed(activation_id, entry.invoker, "timeout")
-            await self.clock.sleep(0.25)
+            await self.clock.sleep(0.5)
 
     @property
     def _test_action(self) -> str:
@@ -322,6 +322,18 @@ class Controller:
         self._send(invoker, SYSTEM, action, transid, self._random_id(), None, blocking=False)
 
     # --- Small things -----------------------------------------------------------------------------------------------
+
+    def _safely(self, handle: Callable[[Json], None]) -> Callable[[Json], None]:
+        """What cannot be read is a line in the log."""
+
+        def attempt(message: Json) -> None:
+            try:
+                handle(message)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                text = f"failed processing message: {error!r}"
+                self._recording.log(f"controller{self.name}", "ERROR", "sid_unknown", "LoadBalancer", text)
+
+        return attempt
 
     def _event(self, make: Callable[..., Json], *members: object) -> None:
         self._bus.send("events", make(f"controller{self.name}", *members, self.clock.now_ms))

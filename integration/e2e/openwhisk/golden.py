@@ -171,8 +171,8 @@ class Golden(Lines):
 
     def _revision_after(self, full_name: str, at_ms: int) -> Action | None:
         namespace, name = full_name.split("/")
-        mine = [line for line in self.calls if line["value"]["action"]["name"] == name]
-        later = next((line["value"] for line in mine if time_of(line) > at_ms), None)
+        mine = [line for line in self.calls + self.markers if line["value"].get("action", {}).get("name") == name]
+        later = next((line["value"] for line in mine if time_of(line) > at_ms), None)  # a marker where nobody called
         if later is None:
             return None
         record = next((record for record in self.records.values() if record["name"] == name), None)
@@ -183,8 +183,8 @@ class Golden(Lines):
             name,
             memory_mb=limits["memory"],
             logs_mb=limits["logs"],
-            version=later["action"]["version"],
-            revision=later["revision"],
+            version=later["action"].get("version", "0.0.1"),
+            revision=later["revision"] or "",
             init=tuple(later["initArgs"]),
         )
 

@@ -53,11 +53,6 @@ class Invoker:
         self._identity: Json = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    @property
-    def quiet(self) -> bool:
-        """No call runs or waits here."""
-        return self._pool is None or self._pool.quiet
-
     async def start(self, settings: PoolSettings) -> None:
         """Removes what a predecessor left, reads its topic from where that one stopped, and begins to ping."""
         self._identity = wire.instance(self.number, settings.memory_mb)
@@ -88,7 +83,7 @@ class Invoker:
 
     # --- Calls ------------------------------------------------------------------------------------------------------
 
-    def _take(self, call: Json, _: bytes) -> None:
+    def _take(self, call: Json) -> None:
         assert self._pool is not None
         try:
             wire.check_call(call)
@@ -109,8 +104,7 @@ class Invoker:
     async def initialise(self, run: Run, container: Container) -> Init:
         """/init with the environment that the call brings."""
         call, start_ms = run.call, self._clock.now_ms
-        content = call.get("content") or {}
-        env = {key: value for key, value in content.items() if key in call["initArgs"]}
+        env, _ = _arguments(call)
         env |= {f"__OW_{key.upper()}": value for key, value in _context(call, run.action, start_ms).items()}
         code = {"name": run.action.own_name, "main": "main", "binary": False, "code": run.action.code}
         answer = await container.init({"value": code | {"env": env}})
@@ -148,8 +142,7 @@ class Invoker:
 
     async def _run(self, run: Run, container: Container, start_ms: int) -> Answer:
         call = run.call
-        content = call.get("content") or {}
-        value = {key: item for key, item in content.items() if key not in call["initArgs"]}
+        _, value = _arguments(call)
         running = asyncio.ensure_future(container.run({"value": value} | _context(call, run.action, start_ms)))
         limit = asyncio.ensure_future(self._clock.sleep(run.action.timeout_ms / 1000))
         try:
@@ -207,6 +200,14 @@ class Invoker:
 
     def _log(self, level: str, transid: str, source: str, message: str) -> None:
         self._recording.log(self.name, level, transid, source, message)
+
+
+def _arguments(call: Json) -> tuple[Json, Json]:
+    """The call's parameters: those for /init's environment, and those for /run; none at all without content."""
+    content = call.get("content")
+    members = content if isinstance(content, dict) else {}
+    env = {key: value for key, value in members.items() if key in call["initArgs"]}
+    return env, {key: value for key, value in members.items() if key not in env}
 
 
 def _context(call: Json, action: Action, now_ms: int) -> Json:

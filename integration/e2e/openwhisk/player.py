@@ -15,13 +15,16 @@ from e2e.openwhisk.containers import Simulated
 from e2e.openwhisk.controller import Controller
 from e2e.openwhisk.golden import Golden, Lines, Replayed, ids_in, time_of
 from e2e.openwhisk.model import Action
-from e2e.openwhisk.pool import PoolSettings
+from e2e.openwhisk.pool import PoolSettings, StemCells
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from e2e.openwhisk.model import Json
     from e2e.servers.kafka import Kafka
+
+#: Of the wall: an answer that never comes shall not keep anyone waiting.
+_LIMIT_S: Final = 150
 
 LARGE: Final = PoolSettings(memory_mb=2048, idle_container_s=60)
 SMALL: Final = PoolSettings(memory_mb=512, idle_container_s=60)
@@ -132,7 +135,6 @@ class Player:
             self.call(value["action"]["name"], value["content"], value["activationId"], blocking=value["blocking"])
         else:
             self.double.bus.send(what["topic"], what["value"])
-            await asyncio.sleep(0)  # so that calls are admitted in their order
 
 
 class JustUp(Player):
@@ -192,17 +194,32 @@ class Two(Small):
         await self.controller.start()
 
 
+class Stem(Player):
+    """The invoker had been away, and comes back with a stem cell."""
+
+    async def before(self) -> None:
+        """It goes."""
+        await self.double.invokers[0].stop()
+
+    def accidents(self) -> list[tuple[int, Callable[[], Awaitable[None]]]]:
+        """It comes back."""
+        settings = PoolSettings(memory_mb=2560, stem_cells=(StemCells(),))
+        back_ms = time_of(self.golden.of_invoker("health", 0)[0])
+        return [(back_ms - 50, lambda: self.double.invokers[0].start(settings))]
+
+
 PLAYERS: Final[dict[str, type[Player]]] = {
     "base": JustUp,
     "inject": Player,
     "headroom": Small,
     "two": Two,
     "last": JustUp,
+    "stem": Stem,
 }
 
 
 async def play(name: str, kafka: Kafka) -> Played:
-    """One recording, on topics of its own."""
+    """One recording, on topics of its own; `TimeoutError` where the double owes an answer for ever."""
     golden, kind = Golden(name), PLAYERS[name]
     clock = SteppedClock(golden.begin_ms - kind.up_before_s * 1000)
     options = {"bootstrap_servers": kafka.plain}
@@ -212,6 +229,7 @@ async def play(name: str, kafka: Kafka) -> Played:
     ) as double:
         player = kind(golden, double)
         try:
-            return await player.play()
+            async with asyncio.timeout(_LIMIT_S):
+                return await player.play()
         finally:
             await player.controller.stop()

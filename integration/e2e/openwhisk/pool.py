@@ -136,11 +136,6 @@ class Pool:
             for name, places in (("free", self._idle), ("busy", self._busy))
         }
 
-    @property
-    def quiet(self) -> bool:
-        """No call runs or waits."""
-        return not self.buffer and not any(place.active for place in (*self._idle, *self._busy))
-
     def submit(self, run: Run) -> None:
         """Takes a call, now or, behind those who wait, later."""
         if self.buffer or not self._place(run):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer
 
@@ -82,9 +82,7 @@ class Recording:
     async def _read(self, consumer: AIOKafkaConsumer, prefix: int) -> None:
         try:
             async for record in consumer:
-                value = json.loads(record.value)
-                if isinstance(value, dict) and isinstance(user := value.get("user"), dict) and "authkey" in user:
-                    user["authkey"] = {"api_key": "UUID:KEY"}
+                value = _readable(record.value)
                 topic = record.topic[prefix:]
                 place = {"topic": topic, "offset": record.offset, "ts": record.timestamp, "key": record.key}
                 message = {"len": len(record.value), "value": value}
@@ -96,3 +94,14 @@ class Recording:
 
     def _add(self, line: Json) -> None:
         self.lines.append(line)
+
+
+def _readable(raw: bytes) -> Any:
+    """The message without its key; as text where it is no JSON."""
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return raw.decode(errors="replace")
+    if isinstance(value, dict) and isinstance(user := value.get("user"), dict) and "authkey" in user:
+        user["authkey"] = {"api_key": "UUID:KEY"}
+    return value

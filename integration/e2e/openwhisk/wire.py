@@ -19,7 +19,6 @@ Shape: TypeAlias = "type | re.Pattern[str] | dict[str, Shape]"
 
 _NAME: Final = re.compile(r"\w([\w@ .&-]*[\w@.&-])?", re.ASCII)
 _CALL: Final[dict[str, Shape]] = {
-    "transid": list,
     "action": {"path": str, "name": _NAME},
     "user": {
         "subject": re.compile(r".{5,}"),
@@ -45,10 +44,16 @@ class DroppedError(Exception):
 
 def check_call(message: Json) -> None:
     """Raises `DroppedError` for a message that is no activation message."""
-    if "revision" not in message:
-        raise DroppedError("Object is missing required member 'revision'")
+    for key in ("transid", "revision"):
+        if key not in message:
+            raise DroppedError(f"Object is missing required member '{key}'")
     if not (message["revision"] is None or isinstance(message["revision"], str)):
         raise DroppedError("document revision must be a string or null")
+    match message["transid"]:
+        case [str(), int(), *_]:
+            pass
+        case _:
+            raise DroppedError("'transid' must be a list of a text and a time")
     _check(message, _CALL)
 
 
