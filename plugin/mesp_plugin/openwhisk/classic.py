@@ -337,15 +337,21 @@ class ClassicDriver:
 
     def _lacks(self, wish: Prewarm, now_ms: int) -> str | None:
         """Why the node is not the place or has no room, as a clause."""
-        node = next((node for node in self._invokers.nodes(now_ms) if node.name == wish.node), None)
-        pool = self._invokers.pool(wish.node)
-        if node is None or pool is None or not node.schedulable:
+        key, memory_mb = wish.function, self._memory_mb(wish.function)
+        nodes = {node.name: node for node in self._invokers.nodes(now_ms) if node.schedulable}
+        node, pool = nodes.get(wish.node), self._invokers.pool(wish.node)
+        if node is None or pool is None:
             return f"{wish.node} is offline or disabled"
-        if wish.node not in self._route(wish.function, self._invokers.names):
+        route = self._route(key, self._invokers.names)
+        if wish.node not in route:
             return f"the balancer never looks for it on {wish.node}"
+        for name in route[: route.index(wish.node)]:
+            before = self._invokers.pool(name)
+            if name in nodes and before and before.takes(key, memory_mb):
+                return f"the balancer would not look for it on {wish.node}, for {name} has room for calls"
         if pool.waiting:
             return f"{pool.waiting} calls wait for room on {wish.node}"
-        wanted_mb = wish.count * self._memory_mb(wish.function)
+        wanted_mb = wish.count * memory_mb
         if pool.taken_mb + wanted_mb > node.memory_mb:
             return (
                 f"no headroom on {wish.node}, {pool.taken_mb:.0f} of {node.memory_mb:.0f} MB are taken, "

@@ -95,7 +95,7 @@ class Pool:
 
     def __init__(self, node: str) -> None:
         self.node = node
-        self.memory_mb = float("inf")
+        self.memory_mb = self.slots_mb = float("inf")
         self.heard_ms = 0
         self.enabled = False
         self.changes: list[tuple[str, HoldingState]] = []
@@ -116,6 +116,11 @@ class Pool:
     def spare(self, function: FunctionKey) -> int:
         """Calls that would meet a container rather than have one made."""
         return sum(one.concurrency - len(one.running) for one in self._free(function))
+
+    def takes(self, function: FunctionKey, memory_mb: float) -> bool:
+        """Whether the balancer, which counts running calls alone, has a slot here beyond idle ones of the function."""
+        busy_mb = sum(one.memory_mb for one in self._warm if one.running) + sum(one.memory_mb for one in self._waiting)
+        return busy_mb + self.spare(function) * memory_mb + memory_mb <= self.slots_mb
 
     def arrive(self, call: Call, at_ms: int) -> None:
         """A call came; behind one that waits for room, all wait."""
@@ -276,7 +281,8 @@ class Invokers:
     def ping(self, ping: Ping, at_ms: int) -> None:
         """An invoker is alive."""
         pool = self._of(ping.invoker.instance)
-        pool.memory_mb = max(0.0, ping.invoker.user_memory_mb - self._stem_cells_mb)
+        pool.slots_mb = ping.invoker.user_memory_mb
+        pool.memory_mb = max(0.0, pool.slots_mb - self._stem_cells_mb)
         pool.heard_ms, pool.enabled = max(at_ms, pool.heard_ms), ping.enabled
 
     def arrive(self, number: int, call: Call) -> bool:

@@ -5,21 +5,21 @@ Every question is asked by itself: what one of them cannot find out does not hid
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mesp.errors import MespError
 from mesp_plugin.openwhisk.actions import Actions
+from mesp_plugin.openwhisk.kafka import topics
 
 if TYPE_CHECKING:
     from mesp_plugin.openwhisk.config import OpenWhiskConfig
     from mesp_plugin.openwhisk.rest import OpenWhiskApi
 
 #: Drivers that are not there yet, and why.
-_NOT_YET = {
-    "classic": "this version of MESP does not speak Kafka yet",
-    "fpc": "this version of MESP does not speak etcd and Kafka yet",
-}
+_NOT_YET = {"fpc": "this version of MESP does not speak etcd yet"}
+_INVOKER = re.compile(r"invoker\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,25 @@ async def probe(api: OpenWhiskApi, config: OpenWhiskConfig) -> Probe:
         found["invokers"] = len(await api.invokers())
     except MespError as error:
         trouble.append(str(error))
-    found["drivers"] = {"standalone": _why_not_standalone(found)} | _NOT_YET
+    classic = (
+        "the API does not answer, or not for this key" if "actions" not in found else await _why_not_classic(config)
+    )
+    found["drivers"] = {"classic": classic, "standalone": _why_not_standalone(found)} | _NOT_YET
     return Probe(**found, trouble=tuple(trouble))
+
+
+async def _why_not_classic(config: OpenWhiskConfig) -> str | None:
+    if config.kafka is None:
+        return "kafka is null in the configuration"
+    try:
+        there = await topics(config.kafka)
+    except MespError as error:
+        return str(error)
+    if not any(_INVOKER.fullmatch(name) for name in there):
+        return f"Kafka at {config.kafka.bootstrap_servers} has no topic {config.kafka.prefix}invokerN"
+    if any(name.startswith("scheduler") for name in there):
+        return "there are topics of schedulers: invokers fetch calls from them, not from Kafka"
+    return None
 
 
 def _why_not_standalone(found: dict[str, Any]) -> str | None:

@@ -299,12 +299,21 @@ async def test_only_with_headroom(world: World) -> None:
 
 
 async def test_only_where_the_balancer_looks(world: World) -> None:
-    """Of two invokers the last one is for images that are pulled, of ten managed ones too: elsewhere is refused."""
+    """Never on the invoker for images that are pulled; farther along the way only once all before it are full of calls."""
     for number in range(11):
         world.ping(number)
     await world.look(10)
+    route = preferred_nodes("guest", "guest/hello", [f"invoker{number}" for number in range(11)])
     assert "never looks for it on invoker10" in ((await world.prewarm(HELLO, node="invoker10")).refused or "")
-    assert (await world.prewarm(HELLO, node="invoker3")).count == 1
+    refused = (await world.prewarm(HELLO, node=route[1])).refused
+    assert (
+        refused == f"guest/hello: the balancer would not look for it on {route[1]}, for {route[0]} has room for calls"
+    )
+    for _ in range(4):
+        world.call(PLAIN, int(route[0].removeprefix("invoker")))
+    await world.look(10)
+    assert (await world.prewarm(HELLO, node=route[1])).count == 1
+    assert "would not look for it" in ((await world.prewarm(HELLO, node=route[2])).refused or "")
 
 
 async def test_the_standby_watches(world: World) -> None:
