@@ -118,7 +118,7 @@ def running_kafka(folder: Path) -> Iterator[Kafka]:
 def _libraries() -> Path:
     """The folder with the broker's jars; they are downloaded once (about 50 MB)."""
     if missing := [tool for tool in ("java", "mvn") if shutil.which(tool) is None]:
-        unavailable(f"{' and '.join(missing)} is not here: a real Kafka needs Java 17 and Maven.")
+        unavailable(f"A real Kafka needs Java 17 and Maven; not found: {', '.join(missing)}.")
     libraries = cache_dir() / f"kafka-{VERSION}"
     if libraries.is_dir():
         return libraries
