@@ -44,6 +44,7 @@ class FakeBus:
     def __init__(self, since_ms: int) -> None:
         self.since_ms = since_ms
         self.leads = True
+        self.ahead_ms = 0
         self.sent: list[tuple[str, Json]] = []
         self._waiting: list[Message] = []
 
@@ -54,7 +55,7 @@ class FakeBus:
     async def take(self, now_ms: int) -> list[Message]:
         taken = sorted((one for one in self._waiting if one.at_ms <= now_ms), key=lambda one: one.at_ms)
         self._waiting = [one for one in self._waiting if one.at_ms > now_ms]
-        return taken
+        return [one._replace(at_ms=one.at_ms + self.ahead_ms) for one in taken]
 
     async def send(self, topic: str, values: Sequence[bytes], now_ms: int) -> None:
         for value in values:

@@ -138,17 +138,17 @@ class ClassicDriver:
         for place, message in enumerate(messages):
             if place % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
-            self._read(message, self._recorder)
+            at_ms = min(message.at_ms, now_ms)  # the sender's clock may be ahead
+            self._read(message._replace(at_ms=at_ms), self._recorder)
         self._tell_skipped()
         self._early = {key: acks for key, acks in self._early.items() if now_ms - acks[0][0] < _EARLY_MS}
         ended, changes = self._invokers.sweep(now_ms)
         self._holdings.note(changes)
         self._give_up(now_ms)
-        calls = [
-            call
-            for call in ended
-            if not call.is_marker and call.freed_ms is not None and call.freed_ms >= self._began_ms
-        ]
+        calls = [call for call in ended if not call.is_marker and (call.freed_ms or 0) >= self._began_ms]
+        for call in calls:
+            if call.ended is None and call.freed_ms is not None and not call.fresh:
+                self._ran(call.function, call.freed_ms - call.arrived_ms)  # nobody tells more exactly
         cold = tuple(call.function for call in calls if call.was_cold)
         return Observed(self._recorder.close(now_ms), len(calls), cold)
 
@@ -244,7 +244,10 @@ class ClassicDriver:
             return
         seen = self._seen.setdefault(call.function, _Seen())
         seen.memory_mb, seen.kind = float(ended.memory_mb or seen.memory_mb), ended.kind or seen.kind
-        run_ms = max(0, ended.duration_ms - ended.init_ms)
+        self._ran(call.function, ended.duration_ms - ended.init_ms)
+
+    def _ran(self, key: FunctionKey, run_ms: int) -> None:
+        seen, run_ms = self._seen.setdefault(key, _Seen()), max(0, run_ms)
         mean_ms = run_ms if seen.duration_ms is None else seen.duration_ms
         seen.duration_ms = mean_ms + _NEWEST * (run_ms - mean_ms)
 

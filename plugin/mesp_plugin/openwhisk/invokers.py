@@ -14,21 +14,24 @@ Source: ContainerPool.scala, ContainerProxy.scala and InvokerSupervision.scala o
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from mesp.errors import InputError
 from mesp_placement.model import Container, ContainerState, Node
 from mesp_plugin.openwhisk.estimate import KEPT_MS, READY_MS
 from mesp_plugin.openwhisk.holdings import HoldingState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from mesp.types import FunctionKey
     from mesp_plugin.openwhisk.messages import ActivationRecord, Ping
     from mesp_plugin.openwhisk.user_events import ActivationEvent
 
+#: Numbers beyond are no invoker's: the balancer's order has a place for each number below the highest.
+MOST_INVOKERS: Final = 10_000
 #: An invoker without a ping for so long is offline (InvokerSupervision.scala, `healthyTimeout`).
 OFFLINE_MS: Final = 10_000
 #: The platform itself gives up an ack after twice the longest run and a minute.
@@ -99,7 +102,7 @@ class Pool:
         self.heard_ms = 0
         self.enabled = False
         self.changes: list[tuple[str, HoldingState]] = []
-        self._warm: list[_Warm] = []
+        self._warm: defaultdict[FunctionKey, list[_Warm]] = defaultdict(list)
         self._waiting: deque[Call] = deque()
         self._ids = itertools.count(1)
 
@@ -111,7 +114,7 @@ class Pool:
     @property
     def taken_mb(self) -> float:
         """Memory of all containers."""
-        return sum(one.memory_mb for one in self._warm)
+        return sum(one.memory_mb for one in self._all())
 
     def spare(self, function: FunctionKey) -> int:
         """Calls that would meet a container rather than have one made."""
@@ -119,7 +122,7 @@ class Pool:
 
     def takes(self, function: FunctionKey, memory_mb: float) -> bool:
         """Whether the balancer, which counts running calls alone, has a slot here beyond idle ones of the function."""
-        busy_mb = sum(one.memory_mb for one in self._warm if one.running) + sum(one.memory_mb for one in self._waiting)
+        busy_mb = sum(one.memory_mb for one in self._all() if one.running) + sum(one.memory_mb for one in self._waiting)
         return busy_mb + self.spare(function) * memory_mb + memory_mb <= self.slots_mb
 
     def arrive(self, call: Call, at_ms: int) -> None:
@@ -178,7 +181,7 @@ class Pool:
     def sweep(self, now_ms: int) -> None:
         """What was idle for too long is gone; everything, when the invoker is offline."""
         offline = self.is_offline(now_ms)
-        for one in list(self._warm):
+        for one in list(self._all()):
             if offline or (not one.running and now_ms - one.used_ms >= KEPT_MS):
                 self._lose(one)
         if offline:
@@ -192,7 +195,7 @@ class Pool:
         """What is there now; `owned` are the orders that still are MESP's."""
         owned = set(owned)
         found = []
-        for one in self._warm:
+        for one in self._all():
             ours = one.maker in owned or one.marker in owned
             if one.running:
                 state = ContainerState.CREATING if one.maker in owned else ContainerState.BUSY
@@ -201,6 +204,9 @@ class Pool:
                 state = ContainerState.IDLE if now_ms - one.used_ms < READY_MS else ContainerState.PAUSED
                 found.append(Container(one.id, one.function, self.node, state, one.memory_mb, one.used_ms, ours))
         return found
+
+    def _all(self) -> Iterator[_Warm]:
+        return itertools.chain.from_iterable(self._warm.values())
 
     def _place(self, call: Call, at_ms: int) -> bool:
         free = self._free(call.function)
@@ -213,7 +219,7 @@ class Pool:
                 return False
             name = f"{self.node}/{call.function}#{next(self._ids)}"
             warm = _Warm(name, call.function, call.memory_mb, call.concurrency, at_ms, maker=call.activation_id)
-            self._warm.append(warm)
+            self._warm[call.function].append(warm)
             call.fresh = True
         call.container = warm
         warm.running.add(call.activation_id)
@@ -224,15 +230,13 @@ class Pool:
         """Containers that take one more call of the function; those being made only where they take several at once."""
         return [
             one
-            for one in self._warm
-            if one.function == function
-            and len(one.running) < one.concurrency
-            and (one.maker is None or one.concurrency > 1)
+            for one in self._warm.get(function, ())
+            if len(one.running) < one.concurrency and (one.maker is None or one.concurrency > 1)
         ]
 
     def _make_room(self, memory_mb: float) -> bool:
         lacking_mb = self.taken_mb + memory_mb - self.memory_mb
-        idle = sorted((one for one in self._warm if not one.running), key=lambda one: one.used_ms)
+        idle = sorted((one for one in self._all() if not one.running), key=lambda one: one.used_ms)
         if lacking_mb > sum(one.memory_mb for one in idle):
             return False
         for one in idle:
@@ -243,8 +247,8 @@ class Pool:
         return True
 
     def _lose(self, warm: _Warm) -> None:
-        if warm in self._warm:
-            self._warm.remove(warm)
+        if warm in (same := self._warm[warm.function]):
+            same.remove(warm)
             if warm.marker:
                 self._note(warm.marker, HoldingState.GONE)
 
@@ -279,7 +283,9 @@ class Invokers:
         return activation_id in self._calls
 
     def ping(self, ping: Ping, at_ms: int) -> None:
-        """An invoker is alive."""
+        """An invoker is alive; `InputError` for a number that none can have."""
+        if ping.invoker.instance >= MOST_INVOKERS:
+            raise InputError(f"health: name.instance = {ping.invoker.instance} must be below {MOST_INVOKERS}")
         pool = self._of(ping.invoker.instance)
         pool.slots_mb = ping.invoker.user_memory_mb
         pool.memory_mb = max(0.0, pool.slots_mb - self._stem_cells_mb)
@@ -336,17 +342,19 @@ class Invokers:
         return ended, changes
 
     def nodes(self, now_ms: int) -> tuple[Node, ...]:
-        """Those that ever pinged."""
+        """Those that ever pinged and have memory for functions."""
         return tuple(
             Node(pool.node, pool.memory_mb, schedulable=pool.enabled and not pool.is_offline(now_ms))
-            for number in sorted(self._known)
-            for pool in (self._pools[number],)
+            for pool in self._shown()
         )
 
     def containers(self, now_ms: int, owned: Iterable[str]) -> list[Container]:
-        """Those of all nodes that ever pinged."""
+        """Those on `nodes`."""
         owned = set(owned)
-        return [one for number in sorted(self._known) for one in self._pools[number].containers(now_ms, owned)]
+        return [one for pool in self._shown() for one in pool.containers(now_ms, owned)]
+
+    def _shown(self) -> list[Pool]:
+        return [pool for number in sorted(self._known) if (pool := self._pools[number]).memory_mb > 0]
 
     def _of(self, number: int) -> Pool:
         return self._pools.setdefault(number, Pool(node_name(number)))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_TOPICS: Final = re.compile(r"invoker\d{1,9}|completed.+|health|events")
+_TOPICS: Final = re.compile(r"invoker\d{1,4}|completed.+|health|events")
 _MOST_BACK: Final = 20_000
 _MOST_WAITING: Final = 100_000
 _REFRESH_S: Final = 5.0

@@ -1,8 +1,10 @@
-"""The classic driver: what it makes of the bus, what it adds, and what it leaves alone."""
+"""What the classic driver makes of the bus: calls, containers, nodes; and of what is malformed, or secret."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +17,6 @@ from e2e.openwhisk.beside_bus import (
     HELLO,
     PLAIN,
     SECRET,
-    UUID,
     Json,
     World,
     call_message,
@@ -24,14 +25,22 @@ from e2e.openwhisk.beside_bus import (
     make_world,
     record,
 )
+from e2e.openwhisk.golden import FOLDER
+from mesp.errors import InputError
 from mesp.types import FunctionKey
-from mesp_placement.model import ContainerState, Release
+from mesp_placement.model import ContainerState
 from mesp_plugin.openwhisk.balancer import preferred_nodes
-from mesp_plugin.openwhisk.holdings import HoldingState
-from mesp_plugin.openwhisk.messages import is_marker_id, parse_activation
+from mesp_plugin.openwhisk.invokers import Pool
+from mesp_plugin.openwhisk.messages import parse_ack, parse_activation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from mesp_plugin.openwhisk.driver import Observed
+    from mesp_plugin.openwhisk.invokers import Call
+    from mesp_plugin.openwhisk.messages import ActivationMessage, ActivationRecord
+    from mesp_plugin.openwhisk.user_events import ActivationEvent
 
 MINUTE_MS = 60_000
 
@@ -42,10 +51,6 @@ async def world(tmp_path: Path) -> World:
     world = make_world(tmp_path)
     await world.look()
     return world
-
-
-def states(world: World) -> list[HoldingState]:
-    return [item.state for item in world.holdings.all()]
 
 
 async def warm(world: World, function: FunctionKey, count: int = 1) -> None:
@@ -105,8 +110,16 @@ async def test_an_event_tells_of_a_call_that_nobody_waited_for(world: World) -> 
     world.bus.say("events", event(HELLO, told, world.now_ms, init_ms=0), world.now_ms)
     seen = await world.look(1_000)
     assert (seen.calls, seen.cold) == (1, ())  # warm, though believed cold
-    seen = await world.look(20_000)
+    world.now_ms += 20_000
+    world.ping()
+    seen = await world.look()
     assert (seen.calls, seen.cold) == (1, (PLAIN,))  # of the other, belief is all there is
+    again = world.call(PLAIN, blocking=False)
+    await world.look(700)
+    world.done(PLAIN, again, told=False)
+    await world.look(20_000)
+    profiles = {one.function: one.duration_ms for one in (await world.driver.snapshot(world.now_ms)).profiles}
+    assert profiles[PLAIN] == 700  # from admission to ack
 
 
 async def test_an_ack_may_come_before_its_call(world: World) -> None:
@@ -156,8 +169,7 @@ async def test_the_longest_unused_goes_when_room_is_short(world: World) -> None:
     await world.look(10)
     snapshot = await world.driver.snapshot(world.now_ms)
     assert [one.function for one in snapshot.containers] == [PLAIN] * 4
-    refused = (await world.prewarm(HELLO)).refused
-    assert refused == "guest/hello: no call of it was seen yet" or (refused and "1 calls wait for room" in refused)
+    assert "1 calls wait for room on invoker0" in ((await world.prewarm(HELLO)).refused or "")
     world.done(PLAIN, ids[0], init_ms=100)
     await world.look(10)
     assert sum(one.state is ContainerState.BUSY for one in await world.containers(PLAIN)) == 4
@@ -177,6 +189,19 @@ async def test_an_invoker_without_pings_is_offline(world: World) -> None:
     assert "offline" in ((await world.prewarm(HELLO)).refused or "")
 
 
+async def test_a_ping_that_cannot_be_is_skipped(world: World) -> None:
+    """A number that would make the balancer's order endless; and one dated ahead lives no longer for it."""
+    world.ping(2_000_000_000)
+    world.bus.say("health", {"name": invoker(1), "isEnabled": True}, world.now_ms)
+    world.bus.ahead_ms = 3_600_000
+    await world.look(10)
+    world.bus.ahead_ms = 0
+    assert world.metrics.malformed._value.get() == 1
+    await world.look(11_000)
+    nodes = (await world.driver.snapshot(world.now_ms)).nodes
+    assert [(node.name, node.schedulable) for node in nodes] == [("invoker0", False), ("invoker1", False)]
+
+
 async def test_nodes_are_preferred_in_the_balancers_order(world: World) -> None:
     """Home and spill, of the invokers that ever registered."""
     for number in range(5):
@@ -189,188 +214,53 @@ async def test_nodes_are_preferred_in_the_balancers_order(world: World) -> None:
     assert profile.preferred_nodes == preferred_nodes("guest", "guest/hello", names)
 
 
-# --- Acting -----------------------------------------------------------------------------------------------------------
+# --- Beside the real one's recordings -----------------------------------------------------------------------------------
 
 
-async def test_a_marker_is_the_last_call_without_key_and_parameters(world: World) -> None:
-    """It parses as the invoker reads it, asks for no work, names our own topic and no revision, and holds no secret."""
-    await warm(world, HELLO)
-    assert (await world.prewarm(HELLO)).count == 1
-    topics, messages = zip(*world.bus.sent, strict=True)
-    assert set(topics) == {"invoker0"}
-    for message in messages:
-        parsed = parse_activation(json.dumps(message))
-        assert parsed.is_marker
-        assert is_marker_id(parsed.activation_id)
-        assert (parsed.function, parsed.revision, parsed.controller) == (HELLO, None, "mesp")
-        assert parsed.caller.subject == "guest-subject"
-        assert SECRET not in json.dumps(message)
-        assert "__ow_prewarm" in message["content"]
+@pytest.mark.parametrize("name", ["base", "headroom", "inject", "last", "stem", "two"])
+async def test_recordings_of_the_real_one_are_read_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each call counts once and is cold or warm as recorded. Even before a record told, the model was right about whether
+    a container was idle, in at least 85 of 100 runs (231 in all, markers, bursts and kills among them, 214 right).
+    """
+    if not (path := FOLDER / "classic" / f"{name}.jsonl").is_file():
+        pytest.skip("the golden traces are not here: MESP_GOLDEN names their folder")
+    lines = [line for line in map(json.loads, path.read_text().splitlines()) if line.get("src") == "kafka"]
+    world, believed, told = make_world(tmp_path), [], Pool.told
+    world.now_ms = world.bus.since_ms = min(line["ts"] for line in lines)
+    for line in lines:
+        world.bus.say(line["topic"], line["value"], line["ts"])
+
+    def noted(self: Pool, call: Call, ended: ActivationRecord | ActivationEvent) -> None:
+        believed.append(call.fresh == (ended.init_ms > 0))
+        told(self, call, ended)
+
+    monkeypatch.setattr(Pool, "told", noted)
+    looks = [
+        await world.look(2_000) for _ in range(0, max(line["ts"] for line in lines) - world.now_ms + 80_000, 2_000)
+    ]
+    calls = {one.activation_id for one in map(_as_call, lines) if one and one.is_call}
+    records = {one.activation_id: one for one in map(_as_record, lines) if one and one.activation_id in calls}
+    assert sum(sum(counts.values()) for counts in _latest(looks).values()) == sum(look.calls for look in looks)
+    assert sum(look.calls for look in looks) == len(calls)
+    cold = Counter(function for look in looks for function in look.cold)
+    assert cold == Counter(one.function for one in records.values() if one.init_ms)
+    assert sum(believed) >= 0.85 * len(believed), (sum(believed), len(believed))
 
 
-async def test_as_many_markers_as_are_idle_and_wanted(world: World) -> None:
-    """Two are idle, two more are wanted: four go out, and the acks tell which of them made containers."""
-    await warm(world, HELLO, 2)
-    assert (await world.prewarm(HELLO, 2)).count == 2
-    assert len(world.markers()) == 4
-    creating = [one for one in await world.containers(HELLO) if one.state is ContainerState.CREATING]
-    assert [one.owned for one in creating] == [True, True]
-    await world.look(400)
-    world.answer(cold=2)
-    await world.look(10)
-    assert sorted(states(world)) == [HoldingState.HELD] * 2 + [HoldingState.REUSED] * 2
-    assert [one.owned for one in await world.containers(HELLO)] == [False, False, True, True]
+def _as_call(line: Json) -> ActivationMessage | None:
+    with suppress(InputError):
+        return parse_activation(json.dumps(line["value"])) if line["topic"].startswith("invoker") else None
+    return None
 
 
-async def test_what_a_call_meets_is_no_longer_ours(world: World) -> None:
-    """The first call after a marker is warm: used, and not taken back."""
-    assert (await world.prewarm(HELLO)).count == 1
-    await world.look(400)
-    world.answer(cold=1)
-    await world.look(10)
-    activation_id = world.call(HELLO)
-    await world.look(50)
-    world.done(HELLO, activation_id)
-    seen = await world.look(10)
-    assert (seen.cold, states(world)) == ((), [HoldingState.USED])
-    assert [one.owned for one in await world.containers(HELLO)] == [False]
+def _as_record(line: Json) -> ActivationRecord | None:
+    return parse_ack(json.dumps(line["value"])).record if line["topic"].startswith("completed") else None
 
 
-async def test_a_call_that_was_cold_has_met_nothing(world: World) -> None:
-    """The container of ours that it was believed to take had gone."""
-    await world.prewarm(HELLO)
-    await world.look(400)
-    world.answer(cold=1)
-    await world.look(10)
-    activation_id = world.call(HELLO)
-    await world.look(500)
-    world.done(HELLO, activation_id, init_ms=130)
-    seen = await world.look(10)
-    assert (seen.cold, states(world)) == ((HELLO,), [HoldingState.GONE])
-
-
-async def test_before_any_call_the_namespace_itself_is_the_caller(world: World) -> None:
-    """REST tells enough for an action of one's own, unless /init needs parameters, or the function is another's."""
-    await world.look(10)
-    assert (await world.prewarm(HELLO)).count == 1
-    user = world.markers()[0]["user"]
-    assert (user["subject"], user["namespace"]) == ("guest", {"name": "guest", "uuid": UUID})
-    assert user["authkey"] == {"api_key": "none:none"}
-
-
-async def test_what_init_needs_is_repeated_or_nothing_is_done(world: World) -> None:
-    """Without a call: refused. With one: its content of that revision. Once the action needs more: refused again."""
-    needs = [{"key": "token", "value": "x", "init": True}]
-    world.api.put("hello", annotations={"mesp-prewarm": True}, parameters=needs, updated=100)
-    await world.look(10)
-    assert "only a call brings" in ((await world.prewarm(HELLO)).refused or "")
-    world.call(HELLO, content={"token": "t0", "password": SECRET}, initArgs=["token"])
-    await world.look(10)
-    assert (await world.prewarm(HELLO)).count == 1
-    sent = world.markers()[0]
-    assert (sent["content"]["token"], sent["initArgs"], sent["revision"]) == ("t0", ["token"], "1-aa")
-    assert "password" not in sent["content"]
-    needs = [*needs, {"key": "url", "value": "x", "init": True}]
-    world.api.put("hello", annotations={"mesp-prewarm": True}, parameters=needs, updated=101)
-    await world.look(10)
-    assert "its last call did not bring" in ((await world.prewarm(HELLO)).refused or "")
-
-
-async def test_nobody_is_sent_a_marker_who_did_not_opt_in(world: World) -> None:
-    """Neither an action without the annotation, nor another namespace's, nor one that has just opted out."""
-    other = FunctionKey("other", "thing")
-    world.call(other)
-    await world.look(10)
-    for function in (PLAIN, other, FunctionKey("guest", "unknown")):
-        assert "has not opted in" in ((await world.prewarm(function)).refused or "")
-    world.api.put("hello", annotations={"mesp-prewarm": False}, updated=200)
-    world.now_ms += 10
-    assert "has not opted in" in ((await world.prewarm(HELLO)).refused or "")
-    assert world.bus.sent == []
-
-
-async def test_only_with_headroom(world: World) -> None:
-    """Nothing goes for ours: three idle ones and one wanted fit, two do not; what was just ordered counts."""
-    await warm(world, PLAIN, 3)
-    world.ping()
-    assert "no headroom on invoker0, 768 of 1024 MB" in ((await world.prewarm(HELLO, 2)).refused or "")
-    assert (await world.prewarm(HELLO)).count == 1
-    assert "no headroom on invoker0, 1024 of 1024 MB" in ((await world.prewarm(HELLO)).refused or "")
-
-
-async def test_only_where_the_balancer_looks(world: World) -> None:
-    """Never on the invoker for images that are pulled; farther along the way only once all before it are full of calls."""
-    for number in range(11):
-        world.ping(number)
-    await world.look(10)
-    route = preferred_nodes("guest", "guest/hello", [f"invoker{number}" for number in range(11)])
-    assert "never looks for it on invoker10" in ((await world.prewarm(HELLO, node="invoker10")).refused or "")
-    refused = (await world.prewarm(HELLO, node=route[1])).refused
-    assert (
-        refused == f"guest/hello: the balancer would not look for it on {route[1]}, for {route[0]} has room for calls"
-    )
-    for _ in range(4):
-        world.call(PLAIN, int(route[0].removeprefix("invoker")))
-    await world.look(10)
-    assert (await world.prewarm(HELLO, node=route[1])).count == 1
-    assert "would not look for it" in ((await world.prewarm(HELLO, node=route[2])).refused or "")
-
-
-async def test_the_standby_watches(world: World) -> None:
-    """It counts as the other does, and orders nothing."""
-    world.bus.leads = False
-    world.call(HELLO)
-    await world.look(10)
-    assert "standby" in ((await world.prewarm(HELLO)).refused or "")
-    assert (await world.look(MINUTE_MS)).steps[0].counts == {HELLO: 1}
-    assert world.holdings.all() == ()
-
-
-async def test_a_marker_without_an_answer_is_given_up(world: World) -> None:
-    """After a minute it stands for nothing, and is counted."""
-    await world.look(10)
-    await world.prewarm(HELLO)
-    for _ in range(12):
-        world.ping()
-        await world.look(5_000)
-    assert states(world) == [HoldingState.GONE]
-    assert await world.containers(HELLO) == []
-    assert world.metrics.unanswered._value.get() == 1
-
-
-@pytest.mark.parametrize(("init_ms", "state"), [(120, HoldingState.HELD), (0, HoldingState.REUSED)])
-async def test_an_ack_that_comes_after_a_restart_is_known(world: World, init_ms: int, state: HoldingState) -> None:
-    """The new plugin did not see the marker, and knows it by its id and its own file."""
-    await world.look(10)
-    await world.prewarm(HELLO)
-    await world.look(10)
-    world.restart()
-    world.done(HELLO, world.markers()[0]["activationId"], init_ms=init_ms, to="mesp")
-    seen = await world.look(400)
-    assert (states(world), seen.calls) == ([state], 0)
-
-
-async def test_an_action_that_is_not_there_leaves_nothing(world: World) -> None:
-    """A marker for an action that was deleted meanwhile: its record says kind unknown."""
-    await world.look(10)
-    await world.prewarm(HELLO)
-    shown = record(HELLO, world.markers()[0]["activationId"], world.now_ms, status=1)
-    shown["annotations"][2]["value"] = "unknown"
-    combined = {"transid": ["tid", 1], "response": shown, "isSystemError": False, "instance": invoker()}
-    world.bus.say("completedmesp", combined, world.now_ms)
-    await world.look(10)
-    assert (states(world), await world.containers(HELLO)) == ([HoldingState.GONE], [])
-
-
-async def test_removing_early_is_not_possible_and_said_once(world: World) -> None:
-    """Once for a container, once for all of them."""
-    await world.look(10)
-    await world.prewarm(HELLO)
-    release = Release(HELLO, "invoker0/guest/hello#1", "invoker0", "because")
-    said = [(await world.driver.release(release, world.now_ms)).refused for _ in "12"]
-    assert said == ["invoker0/guest/hello#1: classic cannot remove a container early, it goes by itself", None]
-    said = [(await world.driver.release_all(world.now_ms)).refused for _ in "12"]
-    assert said == ["classic cannot remove containers early: 1 go by themselves in 610 s", None]
+def _latest(looks: list[Observed]) -> dict[int, Mapping[FunctionKey, int]]:
+    return {step.step_start_ms: step.counts for look in looks for step in look.steps}
 
 
 # --- What is malformed, and what is secret ----------------------------------------------------------------------------
