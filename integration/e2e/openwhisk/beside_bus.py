@@ -231,9 +231,9 @@ class World:
 
 
 def make_driver(
-    bus: FakeBus, api: FakeApi, holdings: Holdings, metrics: OpenWhiskMetrics, first_id: int = 1
+    bus: FakeBus, api: FakeApi, holdings: Holdings, metrics: OpenWhiskMetrics, first_id: int = 1, **how: Any
 ) -> ClassicDriver:
-    config = OpenWhiskConfig(kafka=KafkaConfig(bootstrap_servers="nowhere:9092"))
+    config = OpenWhiskConfig(kafka=KafkaConfig(bootstrap_servers="nowhere:9092"), **how)
     ids = count(first_id)
     return ClassicDriver(
         bus,
@@ -247,12 +247,12 @@ def make_driver(
     )
 
 
-def make_world(folder: Path) -> World:
+def make_world(folder: Path, **how: Any) -> World:
     """`hello` has opted in, `plain` has not; one invoker of 1024 MB pings."""
     bus, api, metrics = FakeBus(BEGIN_MS), FakeApi(), OpenWhiskMetrics(CollectorRegistry())
     api.put("hello", annotations={"mesp-prewarm": True})
     api.put("plain")
     holdings = Holdings(folder / "state.json")
-    world = World(folder, bus, api, holdings, make_driver(bus, api, holdings, metrics), metrics)
+    world = World(folder, bus, api, holdings, make_driver(bus, api, holdings, metrics, **how), metrics)
     world.ping()
     return world

@@ -2,7 +2,7 @@
 
 *Read* are the topics of invokers, acks, pings and user events, those that appear later too, by a reader that no group
 knows: each plugin sees everything. It begins as far back as containers live, so that what a plugin knows survives a
-restart, but at most `_MOST_BACK` messages back. Read messages wait here for `take`; when many wait, the reader waits.
+restart, but at most `_MOST_BACK` messages back. Read messages wait here for `take`; when they are many, the reader waits.
 
 *Acks* of our own messages come to a topic that is made beforehand, ``completed<group>``. It has one partition, and
 who holds that in the consumer group of the same name *leads*: of two plugins one acts.
@@ -17,7 +17,6 @@ import asyncio
 import os
 import re
 import ssl
-from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -37,7 +36,7 @@ _log = structlog.get_logger(__name__)
 
 _TOPICS: Final = re.compile(r"invoker\d{1,4}|completed.+|health|events")
 _MOST_BACK: Final = 20_000
-_MOST_WAITING: Final = 100_000
+_MOST_WAITING_BYTES: Final = 256 * 2**20
 _REFRESH_S: Final = 5.0
 _DEADLINE_MS: Final = 5_000
 _RETRY_S: Final = 1.0
@@ -85,7 +84,8 @@ class KafkaBus:
         self._lease = lease
         self._producer = producer
         self.since_ms = 0
-        self._waiting: deque[Message] = deque()
+        self._waiting: list[Message] = []
+        self._waiting_bytes = 0
         self._pump: asyncio.Task[None] | None = None
 
     @property
@@ -101,7 +101,7 @@ class KafkaBus:
         elif self._pump.done():
             self._pump.result()
         taken = [one if one.at_ms >= 0 else one._replace(at_ms=now_ms) for one in self._waiting]
-        self._waiting.clear()
+        self._waiting, self._waiting_bytes = [], 0
         return sorted(taken, key=lambda one: one.at_ms)
 
     async def send(self, topic: str, values: Sequence[bytes], now_ms: int) -> None:
@@ -150,7 +150,7 @@ class KafkaBus:
                 if clock() >= due_s:
                     await self._refresh()
                     due_s = clock() + _REFRESH_S
-                if len(self._waiting) < _MOST_WAITING:
+                if self._waiting_bytes < _MOST_WAITING_BYTES:
                     await self._read(200)
                 else:
                     await asyncio.sleep(_RETRY_S)
@@ -162,7 +162,9 @@ class KafkaBus:
     async def _read(self, timeout_ms: int) -> None:
         cut = len(self._config.prefix)
         for records in (await self._reader.getmany(timeout_ms=timeout_ms)).values():
-            self._waiting += [Message(one.topic[cut:], one.timestamp, one.value or b"") for one in records]
+            fresh = [Message(one.topic[cut:], one.timestamp, one.value or b"") for one in records]
+            self._waiting += fresh
+            self._waiting_bytes += sum(len(one.value) for one in fresh)
 
     async def _refresh(self) -> None:
         """Topics that appeared are read from their beginning, the others from where they were."""

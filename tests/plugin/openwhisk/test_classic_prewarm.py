@@ -147,6 +147,19 @@ async def test_nobody_is_sent_a_marker_who_did_not_opt_in(world: World) -> None:
     assert world.bus.sent == []
 
 
+async def test_the_operators_rule_reaches_other_namespaces(tmp_path: Path) -> None:
+    """Where the API shows nothing to this key, the operator's pattern counts, once a call told who calls it."""
+    world, other = make_world(tmp_path, opt_in={"functions": ["other/*"]}), FunctionKey("other", "thing")
+    await world.look(10)
+    assert "no call of it was seen yet" in ((await world.prewarm(other)).refused or "")
+    activation_id = world.call(other)
+    await world.look(100)
+    world.done(other, activation_id, init_ms=50)
+    await world.look(100)
+    assert (await world.prewarm(other)).count == 1
+    assert {message["user"]["namespace"]["name"] for message in world.markers()} == {"other"}
+
+
 async def test_only_with_headroom(world: World) -> None:
     """Nothing goes for ours: three idle ones and one wanted fit, two do not; what was just ordered counts."""
     await warm(world, PLAIN, 3)
