@@ -144,19 +144,22 @@ class KafkaBus:
     async def _read_on(self) -> None:
         from aiokafka.errors import KafkaError  # noqa: PLC0415
 
-        clock, due_s = asyncio.get_running_loop().time, 0.0
+        clock, due_s, failing = asyncio.get_running_loop().time, 0.0, False
         while True:
             try:
                 if clock() >= due_s:
-                    await self._refresh()
                     due_s = clock() + _REFRESH_S
+                    await self._refresh()
                 if self._waiting_bytes < _MOST_WAITING_BYTES:
                     await self._read(200)
                 else:
                     await asyncio.sleep(_RETRY_S)
                 await self._lease.getmany(timeout_ms=0)
+                failing = False
             except KafkaError as error:
-                _log.warning("Kafka fails, trying again", error=type(error).__name__)
+                if not failing:
+                    _log.warning("Kafka fails, trying again every second", error=type(error).__name__)
+                failing = True
                 await asyncio.sleep(_RETRY_S)
 
     async def _read(self, timeout_ms: int) -> None:
