@@ -51,6 +51,16 @@ def is_schedulable(fleet: Fleet) -> Mask:
     return fleet.schedulable
 
 
+def is_where_calls_go(fleet: Fleet, preferred_nodes: Sequence[str]) -> Mask:
+    """Nodes that the platform sends the function's calls to, (M,): those it prefers, or all where it has no order.
+
+    A container anywhere else is never found by OpenWhisk's balancer.
+    """
+    if not preferred_nodes:
+        return np.ones(len(fleet.names), np.bool_)
+    return np.isin(fleet.names, preferred_nodes)
+
+
 def leaves_headroom(fleet: Fleet, memory_mb: float, headroom_share: float) -> Mask:
     """Nodes where the container fits and `headroom_share` of their memory stays free for the platform, (M,).
 

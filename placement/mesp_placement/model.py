@@ -61,7 +61,7 @@ class FunctionProfile:
         duration_ms: mean run time of one invocation; 0 when unknown.
         lead_ms: from the order to a ready container; 0 when unknown.
         max_containers: upper bound; None for none.
-        preferred_nodes: the platform's own order of preference (home first); empty: any node.
+        preferred_nodes: where the platform sends its calls, in order of preference (home first); empty: any node.
         enabled: False: observed, never acted on.
     """
 

@@ -174,9 +174,10 @@ def _place(cluster: Cluster, profile: FunctionProfile, count: int, config: Place
     holders = {
         cluster.node_index[c.node] for c in cluster.of_function(profile.function) if c.node in cluster.node_index
     }
+    allowed = filters.is_schedulable(fleet) & filters.is_where_calls_go(fleet, profile.preferred_nodes)
     placed: Counter[int] = Counter()
     for _ in range(count):
-        fits = filters.is_schedulable(fleet) & filters.leaves_headroom(fleet, memory_mb, config.headroom_share)
+        fits = allowed & filters.leaves_headroom(fleet, memory_mb, config.headroom_share)
         if not fits.any():
             break
         if config.placement == "pack":

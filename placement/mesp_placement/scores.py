@@ -19,10 +19,7 @@ MAX_SCORE = 100.0
 
 
 def prefers_platform_order(fleet: Fleet, preferred_nodes: Sequence[str]) -> Floats:
-    """A node scores higher the earlier it stands in the platform's own order (home first); unlisted ones score 0.
-
-    The platform sends a function's requests to its home first: a container elsewhere may never be found.
-    """
+    """A node scores higher the earlier it stands in the platform's own order: it sends requests to the home first."""
     worth = {name: MAX_SCORE * (1 - place / len(preferred_nodes)) for place, name in enumerate(preferred_nodes)}
     return np.array([worth.get(name, 0.0) for name in fleet.names])
 

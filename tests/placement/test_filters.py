@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mesp_placement.filters import Fleet, is_schedulable, leaves_headroom
+from mesp_placement.filters import Fleet, is_schedulable, is_where_calls_go, leaves_headroom
 from mesp_placement.model import Node
 
 
@@ -12,6 +12,14 @@ def test_a_draining_node_takes_nothing() -> None:
     """Only schedulable nodes pass."""
     fleet = Fleet.of([Node("a", 1000), Node("b", 1000, schedulable=False)])
     assert is_schedulable(fleet).tolist() == [True, False]
+
+
+def test_no_node_but_those_that_calls_go_to() -> None:
+    """Where the platform has an order, nodes outside it do not pass; where it has none, all do."""
+    fleet = Fleet.of([Node("a", 1000), Node("b", 1000), Node("c", 1000)])
+    assert is_where_calls_go(fleet, ("c", "a", "gone")).tolist() == [True, False, True]
+    assert is_where_calls_go(fleet, ()).tolist() == [True, True, True]
+    assert is_where_calls_go(fleet, ("gone",)).tolist() == [False, False, False]
 
 
 def test_headroom_stays_free() -> None:

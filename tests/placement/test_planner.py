@@ -140,6 +140,13 @@ def test_home_first_then_down_the_order(forecasts_of: MakeForecasts) -> None:
     assert [(item.node, item.count) for item in made.prewarms] == [("n2", 4), ("n1", 2)]
 
 
+def test_nowhere_but_in_the_order(forecasts_of: MakeForecasts) -> None:
+    """What does not fit where calls go is not made elsewhere, where nobody would find it."""
+    forecasts = forecasts_of({"a": 1.0}, counts={"a": 6})
+    made, _ = plan(fleet(profile(preferred_nodes=("n2",))), forecasts, PlannerState(), 0, BARE)
+    assert [(item.node, item.count) for item in made.prewarms] == [("n2", 4)]
+
+
 @pytest.mark.parametrize(("placement", "nodes"), [("pack", [("n1", 4)]), ("spread", [("n1", 2), ("n2", 2)])])
 def test_pack_or_spread(forecasts_of: MakeForecasts, placement: str, nodes: list[tuple[str, int]]) -> None:
     """Packing fills one node, spreading shares between two."""
@@ -216,7 +223,7 @@ def test_what_makes_no_sense_is_named(forecasts_of: MakeForecasts) -> None:
     snapshot = Snapshot(
         nodes=(*NODES, Node("n1", 1), Node("n0", 0)),
         containers=(container("c1", "lost"), container("c2", name="ghost"), container("c3"), container("c3")),
-        profiles=(profile(), profile(), profile("b", preferred_nodes=("nowhere",)), profile("zero", memory_mb=0)),
+        profiles=(profile(), profile(), profile("b", preferred_nodes=("nowhere", "n2")), profile("zero", memory_mb=0)),
     )
     made, _ = plan(snapshot, forecasts_of({"a": 0.0, "b": 1.0, "zero": 1.0}), PlannerState(), 0, BARE)
     assert made.errors == (

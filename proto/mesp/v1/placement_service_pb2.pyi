@@ -143,7 +143,7 @@ class FunctionProfile(google.protobuf.message.Message):
     def function(self) -> mesp.v1.types_pb2.FunctionKey: ...
     @property
     def preferred_nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Nodes in the platform's own order of preference (home first); empty: any node."""
+        """Nodes that the platform sends its calls to, in its own order of preference (home first); empty: any node."""
 
     def __init__(
         self,
