@@ -124,6 +124,11 @@ class Store:
             return revisions[-1] if revisions else None
         return next((action for action in revisions if action.revision == revision), None)
 
+    def actions(self, namespace: str) -> list[Action]:
+        """The newest revision of each of the namespace's actions."""
+        newest = (revisions[-1] for revisions in self._revisions.values())
+        return [action for action in newest if action.namespace == namespace]
+
     def user_of(self, key: str) -> User | None:
         """Whose API key it is."""
         return next((user for user in self.users.values() if user.key == key), None)

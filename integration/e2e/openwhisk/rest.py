@@ -1,4 +1,4 @@
-"""The part of a controller's REST API that the double serves: calls, records, actions, and two views for operators."""
+"""The part of a controller's REST API that the double serves: calls, records, actions, limits, and two views for operators."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 #: By status code of the record.
 STATUS = ("success", "application error", "action developer error", "whisk internal error")
-_ACTIONS = "/api/v1/namespaces/{namespace}/actions"
-_ACTIVATIONS = "/api/v1/namespaces/{namespace}/activations"
+_NAMESPACES = "/api/v1/namespaces"
+_ACTIONS = _NAMESPACES + "/{namespace}/actions"
+_ACTIVATIONS = _NAMESPACES + "/{namespace}/activations"
 
 
 def shown(record: Json) -> Json:
@@ -37,6 +38,9 @@ def application(controller: Controller) -> web.Application:
             web.get("/ping", routes.ping),
             web.get("/invokers", routes.invokers),
             web.get("/activation", routes.in_flight),
+            web.get(_NAMESPACES, routes.namespaces),
+            web.get(_NAMESPACES + "/{namespace}/limits", routes.limits),
+            web.get(_ACTIONS, routes.actions),
             web.get(_ACTIONS + "/{name:.+}", routes.action),
             web.post(_ACTIONS + "/{name:.+}", routes.invoke),
             web.get(_ACTIVATIONS, routes.activations),
@@ -60,6 +64,22 @@ class _Routes:
     async def in_flight(self, _: web.Request) -> web.Response:
         return web.json_response(self._controller.in_flight())
 
+    async def namespaces(self, request: web.Request) -> web.Response:
+        return web.json_response([self._user(request).namespace])
+
+    async def limits(self, request: web.Request) -> web.Response:
+        """OpenWhisk's defaults; this double refuses nobody for them."""
+        self._user(request)
+        return web.json_response({"invocationsPerMinute": 60, "concurrentInvocations": 30})
+
+    async def actions(self, request: web.Request) -> web.Response:
+        """Without ``parameters``, as the real one lists them."""
+        mine = self._store.actions(self._user(request).namespace)
+        newest = sorted((one.document() for one in mine), key=lambda document: -document["updated"])
+        for document in newest:
+            del document["parameters"]
+        return web.json_response(_page(request, newest))
+
     async def action(self, request: web.Request) -> web.Response:
         _, action = self._wanted(request)
         return web.json_response(action.document())
@@ -80,9 +100,6 @@ class _Routes:
 
     async def activations(self, request: web.Request) -> web.Response:
         user, query = self._user(request), request.query
-        limit, skip = int(query.get("limit", 30)), int(query.get("skip", 0))
-        if not 0 <= limit <= 200:
-            raise _refusal(web.HTTPBadRequest, f"The value '{limit}' is not in the range of 0 to 200 for limit.")
         since, upto = int(query.get("since", 0)), int(query.get("upto", 2**62))
         found = [
             record
@@ -91,8 +108,8 @@ class _Routes:
             and query.get("name", record["name"]) == record["name"]
             and since <= record["start"] <= upto
         ]
-        page = sorted(found, key=lambda record: -record["start"])[skip : skip + (limit or 200)]
-        return web.json_response([shown(record) for record in page])
+        newest = sorted(found, key=lambda record: -record["start"])
+        return web.json_response([shown(record) for record in _page(request, newest)])
 
     async def activation(self, request: web.Request) -> web.Response:
         user = self._user(request)
@@ -117,6 +134,13 @@ class _Routes:
             if user := self._store.user_of(base64.b64decode(login).decode()):
                 return user
         raise _refusal(web.HTTPUnauthorized, "The supplied authentication is invalid.")
+
+
+def _page(request: web.Request, items: list[Json]) -> list[Json]:
+    limit, skip = int(request.query.get("limit", 30)), int(request.query.get("skip", 0))
+    if not 0 <= limit <= 200:
+        raise _refusal(web.HTTPBadRequest, f"The value '{limit}' is not in the range of 0 to 200 for limit.")
+    return items[skip : skip + (limit or 200)]
 
 
 def _refusal(kind: type[web.HTTPException], message: str) -> web.HTTPException:

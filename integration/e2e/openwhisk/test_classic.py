@@ -7,23 +7,21 @@ plugin looks and acts.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
-from aiohttp import web
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from e2e.openwhisk.beside_bus import HELLO, FakeApi, invoker
 from e2e.openwhisk.classic import GUEST, running_classic
-from e2e.openwhisk.clock import SteppedClock
+from e2e.openwhisk.clock import HeldClock
 from e2e.openwhisk.containers import Simulated
 from e2e.openwhisk.model import Action
 from e2e.openwhisk.pool import PoolSettings
-from e2e.openwhisk.rest import application
 from e2e.openwhisk.wire import annotations_of
 from e2e.servers.kafka import PASSWORD, USER
 from mesp.errors import UnavailableError
@@ -40,7 +38,7 @@ from mesp_plugin.openwhisk.messages import Caller, is_marker_id
 from mesp_plugin.openwhisk.start import open_platform
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from e2e.openwhisk.classic import Classic
@@ -64,36 +62,10 @@ CALLS = tuple(
 )
 
 
-class HeldClock(SteppedClock):
-    """Stands still while somebody holds it."""
-
-    def __init__(self, start_ms: float) -> None:
-        super().__init__(start_ms)
-        self._free = asyncio.Event()
-        self._free.set()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        self._free.clear()
-        try:
-            yield
-        finally:
-            self._free.set()
-
-    async def drive(self, settled: Callable[[], Awaitable[None]]) -> None:
-        async def free() -> None:
-            await settled()
-            while not self._free.is_set():
-                await self._free.wait()
-                await settled()
-
-        await super().drive(free)
-
-
 class Oracle:
     """A predictor that knows `CALLS`, and keeps what it is told."""
 
-    def __init__(self, clock: SteppedClock) -> None:
+    def __init__(self, clock: HeldClock) -> None:
         self._clock = clock
         self.told: dict[int, StepCounts] = {}
 
@@ -146,34 +118,6 @@ class Played:
         return [one for one in self.messages if is_marker_id(one.get("activationId", "")) and "user" in one]
 
 
-@asynccontextmanager
-async def whole_api(double: Classic, actions: Sequence[Action]) -> AsyncIterator[str]:
-    """The double's REST API with the lists that it does not serve."""
-
-    def answer(body: object) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handle(_: web.Request) -> web.Response:
-            return web.json_response(body)
-
-        return handle
-
-    app, guest = application(double.controller), "/api/v1/namespaces/_"
-    listed = [{"namespace": one.namespace, "name": one.name, "updated": one.updated_ms} for one in actions]
-    app.add_routes(
-        [
-            web.get("/api/v1/namespaces", answer(["guest"])),
-            web.get(f"{guest}/limits", answer({"invocationsPerMinute": 60, "concurrentInvocations": 30})),
-            web.get(f"{guest}/actions", answer(listed)),
-        ]
-    )
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
 async def play(kafka: Kafka, folder: Path, *, on: bool) -> Played:
     """`CALLS` beside two invokers, with MESP or without."""
     clock, prefix = HeldClock(BEGIN_MS - MINUTE_MS), f"{folder.name}-{'on' if on else 'off'}-"
@@ -181,14 +125,12 @@ async def play(kafka: Kafka, folder: Path, *, on: bool) -> Played:
     pools = (PoolSettings(memory_mb=1024),) * 2
     async with AsyncExitStack() as stack:
         double = await stack.enter_async_context(running_classic(options, invokers=pools, clock=clock, prefix=prefix))
-        actions = [
-            double.store.put(Action("guest", name, annotations={"mesp-prewarm": name != "plain"})) for name in NAMES
-        ]
-        host = await stack.enter_async_context(whole_api(double, actions))
+        for name in NAMES:
+            double.store.put(Action("guest", name, annotations={"mesp-prewarm": name != "plain"}))
         oracle, plugin, platform = Oracle(clock), None, None
         if on:
             config = OpenWhiskConfig(
-                api_host=host,
+                api_host=double.api,
                 mode="on",
                 state_file=folder / "state.json",
                 kafka=KafkaConfig(bootstrap_servers=kafka.plain, prefix=prefix),
@@ -214,7 +156,7 @@ async def play(kafka: Kafka, folder: Path, *, on: bool) -> Played:
         )
 
 
-async def _call(double: Classic, clock: SteppedClock, at_ms: int, name: str) -> Json:
+async def _call(double: Classic, clock: HeldClock, at_ms: int, name: str) -> Json:
     await clock.sleep_until(at_ms)
     action = double.store.get(f"guest/{name}")
     assert action is not None

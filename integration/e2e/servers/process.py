@@ -1,7 +1,7 @@
 """Servers that tests start for themselves: one process, a folder of its own, loopback only, ended by its pid.
 
 A test that needs a server which this machine cannot run is skipped with a sentence, or fails where
-``MESP_REQUIRE_SERVERS=1`` says that every server must be there (as in CI).
+``MESP_REQUIRE_SERVERS=1`` says that every server must be there (as in CI). A program gets an error that it can tell.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 
+from mesp.errors import UnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -24,7 +26,9 @@ START_LIMIT_S: Final = 120
 
 
 def unavailable(why: str) -> NoReturn:
-    """Skips the test, or fails it where servers are required."""
+    """Skips the test, or fails it where servers are required; in a program, `UnavailableError`."""
+    if "PYTEST_CURRENT_TEST" not in os.environ:
+        raise UnavailableError(why)
     if os.environ.get("MESP_REQUIRE_SERVERS") == "1":
         pytest.fail(why)
     pytest.skip(why)

@@ -11,6 +11,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
 from e2e.servers.etcd import Etcd
+from e2e.servers.process import unavailable
+from mesp.errors import UnavailableError
 
 if TYPE_CHECKING:
     from e2e.servers.kafka import Kafka
@@ -70,3 +72,10 @@ def test_secured_etcd_wants_its_password(etcd_secured: Etcd) -> None:
     stranger = Etcd(etcd_secured.pid, etcd_secured.url, etcd_secured.authority)
     with pytest.raises(urllib.error.HTTPError):
         stranger.get("whisk/hello")
+
+
+def test_a_program_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of a test a missing server is an error with the same sentence."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    with pytest.raises(UnavailableError, match=r"^No such server\.$"):
+        unavailable("No such server.")
