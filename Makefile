@@ -26,7 +26,7 @@ help:
 	@echo 'make lint       style, formatting, layers, the wire'"'"'s rules'
 	@echo 'make types      mypy --strict'
 	@echo 'make generate   the stubs of the wire, from proto/mesp/v1/*.proto'
-	@echo 'make e2e-openwhisk TRACE=DIR MINUTES=A:B OUT=DIR   MESP off, shadow, on beside a double of standalone OpenWhisk'
+	@echo 'make e2e-openwhisk TRACE=DIR MINUTES=A:B OUT=DIR   MESP off, shadow, on beside doubles of OpenWhisk'
 	@echo 'make clean      removes caches and outputs; make distclean: the environment too'
 
 demo: $(VENV)/.installed

@@ -5,42 +5,28 @@ Time is virtual, so nothing here depends on how fast the machine is.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pytest
-
-from e2e.openwhisk.replaying import Setting, play
+from e2e.openwhisk.rehearsal import Setting, make_scene
+from e2e.openwhisk.replay_standalone import play
 from mesp_bench.replay.calls import Outcome
-from mesp_bench.sample import sample_trace
 from mesp_bench.sidecar import sidecar
-from mesp_bench.traces.synth import synthesize
 from mesp_plugin.openwhisk.holdings import Holdings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mesp_bench.traces.model import Trace
 
-#: The one that ships; asking mesp_predictor for it would import torch, for ten seconds.
-MODEL = Path(__file__).parents[3] / "predictor" / "mesp_predictor" / "default_model"
 MINUTES = (620, 628)
 SETTING = Setting(user_memory_mb=8_192, warm_up_s=120)
 
 
-@pytest.fixture(scope="module")
-def trace() -> Trace:
-    """30 functions of a synthetic day; runs of at most 2 s."""
-    sample, _ = sample_trace(synthesize(300, 1, seed=2), functions=30, rate_per_s=1.0, seed=2)
-    percentiles_ms = np.minimum(sample.duration_percentiles_ms, 2_000)
-    return replace(sample, duration_ms=np.minimum(sample.duration_ms, 2_000), duration_percentiles_ms=percentiles_ms)
-
-
-def test_mesp_makes_fewer_cold_starts_and_harms_nobody(trace: Trace, tmp_path: Path) -> None:
+def test_mesp_makes_fewer_cold_starts_and_harms_nobody(trace: Trace, model: Path, tmp_path: Path) -> None:
     """The same calls, without and with: none fails, none is refused, no marker runs a user's code, fewer are cold."""
-    off = play(trace, MINUTES, "off", folder=tmp_path, predictor=None, setting=SETTING)
-    with sidecar(MODEL) as address:
-        on = play(trace, MINUTES, "on", folder=tmp_path, predictor=address, setting=SETTING)
+    off = play(make_scene(trace, MINUTES, "off", folder=tmp_path, predictor=None, setting=SETTING))
+    with sidecar(model) as address:
+        on = play(make_scene(trace, MINUTES, "on", folder=tmp_path, predictor=address, setting=SETTING))
     assert [call.intended_ms for call in on.run.calls] == [call.intended_ms for call in off.run.calls]
     for played in (off, on):
         assert {call.answer.outcome for call in played.run.calls} == {Outcome.OK}
@@ -57,6 +43,7 @@ def test_mesp_makes_fewer_cold_starts_and_harms_nobody(trace: Trace, tmp_path: P
 
 def test_a_replay_depends_on_its_seed_alone(trace: Trace, tmp_path: Path) -> None:
     """Real sockets notwithstanding, two replays agree on every call and its times."""
-    first, second = (play(trace, (620, 622), "off", folder=tmp_path, predictor=None, setting=SETTING) for _ in "12")
+    scene = make_scene(trace, (620, 622), "off", folder=tmp_path, predictor=None, setting=SETTING)
+    first, second = play(scene), play(scene)
     assert first.run == second.run
     assert first.starts == second.starts
