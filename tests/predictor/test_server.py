@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from mesp.v1.predictor_service_pb2_grpc import PredictorServiceAsyncStub
 
 A = FunctionKey("ns", "a")
+#: A loaded machine may take long to start a process.
+PATIENCE_S = 300
 
 #: The real command with the fake model in the checkpoint's place.
 COMMAND = """
@@ -89,7 +91,7 @@ async def test_a_signal_ends_it_gracefully_and_the_counts_stay(tmp_path: Path, n
         async with PredictorClient(address_in(line), rng=random.Random(0)) as client:
             assert await client.observe([StepCounts("one", 6_000_000, 60_000, {A: 3})]) == []
         sidecar.send_signal(number)
-        out, err = sidecar.communicate(timeout=30)
+        out, err = sidecar.communicate(timeout=PATIENCE_S)
         assert (sidecar.returncode, out, err) == (0, "", "")
     assert state.exists()
     assert not ready.exists()
@@ -103,7 +105,7 @@ def test_a_taken_port_is_one_sentence_and_exit_code_4() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with process("--port", str(port)) as sidecar:
-            out, err = sidecar.communicate(timeout=30)
+            out, err = sidecar.communicate(timeout=PATIENCE_S)
     assert (sidecar.returncode, out) == (4, "")
     assert err.startswith(f"error: cannot listen on 127.0.0.1:{port}: address already in use")
     assert err.count("\n") == 1
@@ -117,7 +119,7 @@ def test_an_unusable_state_is_said_on_stderr_and_kept(tmp_path: Path) -> None:
         assert sidecar.stdout is not None
         assert sidecar.stdout.readline().endswith(", 0 functions known\n")
         sidecar.send_signal(signal.SIGTERM)
-        _, err = sidecar.communicate(timeout=30)
+        _, err = sidecar.communicate(timeout=PATIENCE_S)
     assert "it is damaged" in err
     assert (tmp_path / "state.npz.aside-1").read_text() == "not an archive"
 

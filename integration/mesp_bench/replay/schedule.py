@@ -106,8 +106,8 @@ def make_schedule(
         )
     counted = draw_arrivals(trace, mode, seed, minutes=minutes)
     parts = [counted]
-    if warm_up_s:
-        parts.append(draw_arrivals(trace, mode, seed + 1, minutes=(first - math.ceil(warm_up_s / 60), first)))
+    if warm_up_minutes := math.ceil(warm_up_s / 60):
+        parts.append(draw_arrivals(trace, mode, seed + 1, minutes=(first - warm_up_minutes, first)))
     rows = np.concatenate([np.repeat(np.arange(len(part.functions)), np.diff(part.indptr)) for part in parts])
     times_s = np.concatenate([part.times_s for part in parts]) - 60 * first
     durations_s = np.concatenate([part.durations_s for part in parts])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesp.errors import InputError
@@ -37,6 +37,7 @@ def test_counted_calls_are_the_simulators_arrivals(trace: Trace) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(speed=st.floats(0.01, 1_000), warm_up_s=st.floats(0, 7_200))
+@example(speed=1, warm_up_s=5e-324)  # less than any minute
 def test_speed_divides_times_and_warm_up_changes_no_counted_call(trace: Trace, speed: float, warm_up_s: float) -> None:
     """Times are divided by the speed; what comes before minute A is within the warm-up and leaves the rest as it is."""
     plain = make_schedule(trace, (600, 610), seed=1)
