@@ -102,7 +102,7 @@ def test_ctrl_c_leaves_nothing_running(start: Callable[..., subprocess.Popen[str
     process = start("demo", "--functions", "40", "--minutes", "720", "--out", str(out))
     wait_for(lambda: sidecars(tmp_path), process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert sidecars(tmp_path) == []
@@ -119,7 +119,7 @@ def test_a_predictor_that_dies_ends_the_demo_in_one_sentence(
     time.sleep(0.5)  # anywhere in its life will do: before it listens, or in the middle of the loop
     for pid in sidecars(tmp_path):
         os.kill(pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 4
     assert errors.strip().splitlines()[-1].startswith("error: ")
     assert "exit code -9" in errors

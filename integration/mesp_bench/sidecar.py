@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,22 +34,44 @@ def sidecar(model: Path) -> Iterator[str]:
         ready, log = Path(directory) / "address", Path(directory) / "log"
         command = [sys.executable, "-m", "mesp", "--log-level", "warning", "predictor", "serve"]
         command += ["--model", str(model), "--port", "0", "--virtual-time", "--ready-file", str(ready)]
-        with log.open("w") as stderr:
-            # A session of its own: Ctrl-C reaches this process alone, which then ends the sidecar below.
-            process = subprocess.Popen(command, stdout=stderr, stderr=stderr, start_new_session=True)  # noqa: S603
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with log.open("w") as stderr, _undisturbed():
+                # A session of its own: Ctrl-C reaches this process alone, which then ends the sidecar below.
+                process = subprocess.Popen(command, stdout=stderr, stderr=stderr, start_new_session=True)  # noqa: S603
             yield _address(process, ready, log)
         except UnavailableError as error:
-            if process.poll() is not None:
+            if process is not None and process.poll() is not None:
                 raise UnavailableError(f"{error} ({_ended(process, log)})") from error
             raise
         finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            if process is not None:
+                _end(process)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits for the block's end: one that came while a process starts would leave it behind, known to nobody."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _address(process: subprocess.Popen[bytes], ready: Path, log: Path) -> str:
