@@ -262,7 +262,7 @@ async def test_behind_a_password(kafka: Kafka, monkeypatch: pytest.MonkeyPatch, 
 
 async def test_of_two_plugins_one_acts(kafka: Kafka, tmp_path: Path) -> None:
     """Both see the same; one orders. When it ends, the other does."""
-    config = OpenWhiskConfig(kafka=KafkaConfig(bootstrap_servers=kafka.plain, prefix="two-"))
+    config = OpenWhiskConfig(kafka=KafkaConfig(bootstrap_servers=kafka.plain, prefix="lease-"))
     assert config.kafka is not None
     async with AsyncExitStack() as stack:
         buses = {}
@@ -272,7 +272,7 @@ async def test_of_two_plugins_one_acts(kafka: Kafka, tmp_path: Path) -> None:
         await until(lambda: sum(bus.leads for bus, _ in buses.values()) == 1)
         drivers = {name: driver(bus, tmp_path / name, config) for name, (bus, _) in buses.items()}
         writer = buses["a"][0]
-        await make_topics(kafka, "two-invoker0", "two-health")
+        await make_topics(kafka, "lease-invoker0", "lease-health")
         for one in drivers.values():
             await one.observe(BEGIN_MS)
         await writer.send("health", [encode({"name": invoker(), "isEnabled": True})], BEGIN_MS)
