@@ -25,7 +25,7 @@ help:
 	@echo 'make test       the tests, on two processes; ARGS go to pytest instead'
 	@echo 'make lint       style, formatting, layers, the wire'"'"'s rules'
 	@echo 'make types      mypy --strict'
-	@echo 'make generate   the stubs of the wire, from proto/mesp/v1/*.proto'
+	@echo 'make generate   the stubs of the wires, from proto/mesp/*/*.proto'
 	@echo 'make e2e-openwhisk TRACE=DIR MINUTES=A:B OUT=DIR   MESP off, shadow, on beside doubles of OpenWhisk'
 	@echo 'make clean      removes caches and outputs; make distclean: the environment too'
 

@@ -48,7 +48,7 @@ NODES, MEMORY_SHARE = 4, 3.0
 PLATFORM_KEEP_ALIVE_S = 600.0
 #: Steps of history in one Observe: of what comes at once the sidecar forecasts the last hour alone.
 _BATCH = 1_440
-#: Virtual time outruns the sidecar's refits, which a live one has ten minutes for: calls wait for them.
+#: Virtual time outruns the sidecar's refits, which a live one has ten minutes for: forecasts wait for them.
 _PATIENT = ClientConfig(observe_deadline_s=120, forecast_deadline_s=120)
 #: Policies that are drawn beside MESP.
 _BESIDE = ("fixed", "openwhisk", "hybrid_histogram", "kpa")

@@ -27,7 +27,7 @@ from mesp.errors import InputError, MespError
 from mesp_placement.model import FunctionProfile, Snapshot
 from mesp_plugin.openwhisk.actions import opted_in_by
 from mesp_plugin.openwhisk.balancer import preferred_nodes
-from mesp_plugin.openwhisk.driver import Done, Observed
+from mesp_plugin.openwhisk.driver import Done, NothingEarly, Observed
 from mesp_plugin.openwhisk.fields import Fields, encode
 from mesp_plugin.openwhisk.holdings import Holding, HoldingState
 from mesp_plugin.openwhisk.invokers import MARKER_LOST_MS, Call, Invokers, outcome
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mesp.types import FunctionKey
-    from mesp_placement.model import Prewarm, Release
+    from mesp_placement.model import Prewarm
     from mesp_plugin.metrics import OpenWhiskMetrics
     from mesp_plugin.openwhisk.actions import Actions
     from mesp_plugin.openwhisk.config import OpenWhiskConfig
@@ -86,7 +86,7 @@ class _Template:
     locked_init: Mapping[str, str]
 
 
-class ClassicDriver:
+class ClassicDriver(NothingEarly):
     """Beside the controllers and invokers of one bus."""
 
     name = "classic"
@@ -107,11 +107,11 @@ class ClassicDriver:
         """
         if config.kafka is None:
             raise InputError("kafka is null, must be set for driver: classic")
+        super().__init__(holdings)
         self._bus = bus
         self._namespace = namespace
         self._owner = owner
         self._actions = actions
-        self._holdings = holdings
         self._config = config
         self._group = config.kafka.group
         self._metrics = metrics
@@ -124,7 +124,6 @@ class ClassicDriver:
         self._actions_due_ms = 0
         self._refreshed_ms = -1
         self._skipped: list[str] = []
-        self._told: set[str] = set()
 
     # --- Seeing ---------------------------------------------------------------------------------------------------
 
@@ -303,22 +302,6 @@ class ClassicDriver:
             return Done(refused=f"{key}: {lacking}")
         await self._send(wish, template, now_ms)
         return Done(wish.count)
-
-    async def release(self, wish: Release, now_ms: int) -> Done:  # noqa: ARG002 (the driver's interface)
-        """Not possible here, which is said once for each container."""
-        if wish.container_id in self._told:
-            return Done()
-        self._told.add(wish.container_id)
-        return Done(refused=f"{wish.container_id}: classic cannot remove a container early, it goes by itself")
-
-    async def release_all(self, now_ms: int) -> Done:
-        """Not possible here: how many are left until when, once."""
-        left = self._holdings.alive()
-        if not left or "all" in self._told:
-            return Done()
-        self._told.add("all")
-        wait_s = max(item.until_ms for item in left) / 1e3 - now_ms / 1e3
-        return Done(refused=f"classic cannot remove containers early: {len(left)} go by themselves in {wait_s:.0f} s")
 
     def _template(self, key: FunctionKey) -> _Template | str:
         """The call that markers repeat, or why there is none, as a clause."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from mesp.types import FunctionKey, StepCounts
     from mesp_placement.model import Prewarm, Release, Snapshot
+    from mesp_plugin.openwhisk.holdings import Holdings
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +66,31 @@ class Driver(Protocol):
     async def release_all(self, now_ms: int) -> Done:
         """Removes all that MESP added and nobody used, as far as this way of acting can."""
         ...
+
+
+class NothingEarly:
+    """The half of a driver that takes back, where the platform offers no way to remove a container early."""
+
+    name: str
+
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
+        self._told: set[str] = set()
+
+    async def release(self, wish: Release, now_ms: int) -> Done:  # noqa: ARG002 (the driver's interface)
+        """Not possible here, which is said once for each container."""
+        if wish.container_id in self._told:
+            return Done()
+        self._told.add(wish.container_id)
+        return Done(refused=f"{wish.container_id}: {self.name} cannot remove a container early, it goes by itself")
+
+    async def release_all(self, now_ms: int) -> Done:
+        """Not possible here: how many are left until when, once."""
+        left = self._holdings.alive()
+        if not left or "all" in self._told:
+            return Done()
+        self._told.add("all")
+        wait_s = max(item.until_ms for item in left) / 1e3 - now_ms / 1e3
+        return Done(
+            refused=f"{self.name} cannot remove containers early: {len(left)} go by themselves in {wait_s:.0f} s"
+        )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from mesp.errors import MespError, UnavailableError
 from mesp_placement.model import Node, Snapshot
-from mesp_plugin.openwhisk.driver import Done, Observed
+from mesp_plugin.openwhisk.driver import Done, NothingEarly, Observed
 from mesp_plugin.openwhisk.estimate import PoolEstimate
 from mesp_plugin.openwhisk.holdings import Holding, HoldingState
 from mesp_plugin.openwhisk.messages import MARKER, is_marker_id
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from mesp.types import FunctionKey
-    from mesp_placement.model import Prewarm, Release
+    from mesp_placement.model import Prewarm
     from mesp_plugin.openwhisk.actions import Actions
     from mesp_plugin.openwhisk.budget import Budget
     from mesp_plugin.openwhisk.config import OpenWhiskConfig
@@ -53,7 +53,7 @@ _LOST_MS: Final = 60_000
 _NEWEST: Final = 0.2
 
 
-class StandaloneDriver:
+class StandaloneDriver(NothingEarly):
     """Beside one controller with one invoker, in one process."""
 
     name = NODE
@@ -69,10 +69,10 @@ class StandaloneDriver:
         random_id: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         """Watches `namespace`, whose limits `budget` knows; `random_id` gives 32 hexadecimal digits."""
+        super().__init__(holdings)
         self._api = api
         self._namespace = namespace
         self._actions = actions
-        self._holdings = holdings
         self._config = config
         self._budget = budget
         self._random_id = random_id
@@ -83,7 +83,6 @@ class StandaloneDriver:
         self._in_flight = 0
         self._durations_ms: dict[FunctionKey, float] = {}
         self._gauges: PoolGauges | None = None
-        self._told: set[str] = set()
 
     # --- Seeing ---------------------------------------------------------------------------------------------------
 
@@ -202,24 +201,6 @@ class StandaloneDriver:
         made, trouble = await self._send(key, idle + count, now_ms)
         refused = trouble or (f"{key}: {count} of {wish.count}, for {limit}" if count < wish.count else None)
         return Done(min(count, max(0, made - idle)), refused)
-
-    async def release(self, wish: Release, now_ms: int) -> Done:  # noqa: ARG002 (the driver's interface)
-        """Not possible here, which is said once for each container."""
-        if wish.container_id in self._told:
-            return Done()
-        self._told.add(wish.container_id)
-        return Done(refused=f"{wish.container_id}: standalone cannot remove a container early, it goes by itself")
-
-    async def release_all(self, now_ms: int) -> Done:
-        """Not possible here: how many are left until when, once."""
-        left = self._holdings.alive()
-        if not left or "all" in self._told:
-            return Done()
-        self._told.add("all")
-        wait_s = max(item.until_ms for item in left) / 1e3 - now_ms / 1e3
-        return Done(
-            refused=f"standalone cannot remove containers early: {len(left)} go by themselves in {wait_s:.0f} s"
-        )
 
     def _lacks_memory(self, wanted_mb: float, snapshot: Snapshot) -> str | None:
         if self._gauges and self._gauges.buffered:
