@@ -11,10 +11,10 @@ import subprocess
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from e2e.servers.process import certificate, free_ports, running, unavailable
+from e2e.servers.process import Server, certificate, free_ports, running, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,10 +27,10 @@ PASSWORD: Final = "mesp-secret"
 class Etcd:
     """A server that runs, at `url`; where it is secured, `authority` signs it and ``root`` has `PASSWORD`."""
 
-    pid: int
     url: str
     authority: Path | None = None
     token: str | None = None
+    server: Server | None = None  # None: somebody else's
 
     def call(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
         """One request to the JSON gateway, such as ``kv/range``."""
@@ -65,8 +65,8 @@ def running_etcd(folder: Path, *, secured: bool = False) -> Iterator[Etcd]:
         chain, key = certificate(folder)
         client += ["--cert-file", str(chain), "--key-file", str(key)]
     command: list[str | Path] = [program, *own, *client, *among]
-    with running(command, folder / "etcd.log", lambda: _answers(Etcd(0, url, chain))) as process:
-        etcd = Etcd(process.pid, url, chain)
+    with running(command, folder / "etcd.log", lambda: _answers(Etcd(url, chain))) as server:
+        etcd = Etcd(url, chain, server=server)
         yield _with_password(etcd) if secured else etcd
 
 
@@ -76,7 +76,7 @@ def _with_password(etcd: Etcd) -> Etcd:
     etcd.call("auth/user/grant", {"user": "root", "role": "root"})
     etcd.call("auth/enable", {})
     token = etcd.call("auth/authenticate", {"name": "root", "password": PASSWORD})["token"]
-    return Etcd(etcd.pid, etcd.url, etcd.authority, token)
+    return replace(etcd, token=token)
 
 
 def _answers(etcd: Etcd) -> bool:

@@ -19,7 +19,7 @@ import pytest
 from mesp.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: A loaded machine may take long.
 START_LIMIT_S: Final = 120
@@ -60,26 +60,70 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@contextmanager
-def running(command: Sequence[str | Path], log: Path, ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-    """The process, from when it is `ready` to the end of the block; its output goes to `log`.
+class Server:
+    """A process that tests kill as a machine would, and start again with the same command, and so ports and data."""
 
-    Raises:
-        RuntimeError: it ended by itself or was not ready in time; the sentence ends with what it said last.
-    """
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=log.parent)
-    try:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        ready: Callable[[], bool],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Not started yet; its output goes to `log`, its folder is that of the log."""
+        self.log = log
+        self._command, self._ready, self._environment = command, ready, environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Returns when it is ready.
+
+        Raises:
+            RuntimeError: it ended by itself or was not ready in time; the sentence ends with what it said last.
+        """
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.log.parent,
+                env=self._environment,
+            )
         deadline = time.monotonic() + START_LIMIT_S
-        while not ready():
-            if process.poll() is not None or time.monotonic() > deadline:
-                last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-                raise RuntimeError(f"{command[0]} did not start (exit code {process.poll()}):\n{last}")
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                last = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+                raise RuntimeError(f"{self._command[0]} did not start (exit code {self._process.poll()}):\n{last}")
             time.sleep(0.05)
-        yield process
+
+    def kill(self) -> None:
+        """SIGKILL: it puts nothing in order."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    log: Path,
+    ready: Callable[[], bool],
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """The process, from when it is `ready` to the end of the block; raises as `Server.start`."""
+    server = Server(command, log, ready, environment)
+    try:
+        server.start()
+        yield server
     finally:
-        process.kill()  # its folder goes with it: nothing to be written in order
-        process.wait()
+        server.kill()  # its folder goes with it: nothing to be written in order
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

@@ -10,11 +10,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
-from e2e.servers.etcd import Etcd
+from e2e.servers.etcd import Etcd, running_etcd
+from e2e.servers.kafka import running_kafka
 from e2e.servers.process import unavailable
 from mesp.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from e2e.servers.kafka import Kafka
 
 
@@ -69,9 +72,34 @@ def test_secured_etcd_wants_its_password(etcd_secured: Etcd) -> None:
     """Inside TLS, root's token opens the store, and no token opens nothing."""
     etcd_secured.put("whisk/hello", "world")
     assert etcd_secured.get("whisk/hello") == "world"
-    stranger = Etcd(etcd_secured.pid, etcd_secured.url, etcd_secured.authority)
+    stranger = Etcd(etcd_secured.url, etcd_secured.authority)
     with pytest.raises(urllib.error.HTTPError):
         stranger.get("whisk/hello")
+
+
+def test_a_killed_etcd_comes_back_as_it_was(tmp_path: Path) -> None:
+    """After SIGKILL it starts again at the same address, with what was written."""
+    with running_etcd(tmp_path) as etcd:
+        assert etcd.server is not None
+        etcd.put("whisk/hello", "world")
+        etcd.server.kill()
+        with pytest.raises(OSError, match="refused"):
+            etcd.get("whisk/hello")
+        etcd.server.start()
+        assert etcd.get("whisk/hello") == "world"
+
+
+async def test_a_killed_kafka_comes_back_as_it_was(tmp_path: Path) -> None:
+    """After SIGKILL it starts again on the same ports, with its topics and messages."""
+    with running_kafka(tmp_path) as broker:
+        options = {"bootstrap_servers": broker.plain}
+        await create("kept", options)
+        async with AIOKafkaProducer(**options) as producer:
+            await producer.send_and_wait("kept", b"hello")
+        broker.server.kill()
+        broker.server.start()
+        async with AIOKafkaConsumer("kept", auto_offset_reset="earliest", **options) as consumer:
+            assert (await consumer.getone()).value == b"hello"
 
 
 def test_a_program_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
