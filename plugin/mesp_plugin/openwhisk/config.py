@@ -61,6 +61,50 @@ class KafkaConfig(BaseModel):
         return self
 
 
+class EtcdConfig(BaseModel):
+    """Where an FPC deployment keeps its facts. The password is named here, never written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    endpoints: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="http(s)://host:port of its members."
+    )
+    ca_file: Path | None = Field(default=None, description="Certificates to trust, PEM; null: the system's.")
+    username: str | None = Field(default=None, description="null: etcd asks nobody who he is.")
+    password_env: Annotated[str, Field(min_length=1)] = Field(
+        default="MESP_ETCD_PASSWORD", description="Environment variable with the password."
+    )
+    password_file: Path | None = Field(default=None, description="File with the password instead.")
+    cluster: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,64}$")] = Field(
+        default="whisk", description="What every key begins with: whisk.cluster.name."
+    )
+
+    @field_validator("endpoints")
+    @classmethod
+    def _hosts_alone(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_host_alone(url) for url in urls)
+
+
+class FpcConfig(BaseModel):
+    """Our own ActivationService, which the containers that MESP orders (FPC) ask for their calls."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    host: Annotated[str, Field(min_length=1)] = Field(
+        default="127.0.0.1", description="By which every invoker reaches this machine."
+    )
+    port: Annotated[int, Field(ge=1, le=65_535)] = Field(default=50_161, description="The same.")
+    listen: Annotated[str, Field(min_length=1)] = Field(
+        default="127.0.0.1", description="Address to listen on; 0.0.0.0: all. The protocol has neither TLS nor keys."
+    )
+    hold_s: Annotated[float, Field(ge=10, le=3_600)] = Field(
+        default=60.0, description="An opted-in function's container whose call is near is paused after so long."
+    )
+    namespace_limit: Annotated[int, Field(ge=1)] = Field(
+        default=30, description="A namespace's containers where nobody told: whisk's limit on concurrent invocations."
+    )
+
+
 class OpenWhiskConfig(BaseModel):
     """Settings of the plugin; the loop's own are nested under `loop`."""
 
@@ -101,17 +145,15 @@ class OpenWhiskConfig(BaseModel):
     limits_margin_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.25, description="Share of the namespace's limits that markers leave free beyond its users' calls."
     )
-    kafka: KafkaConfig | None = Field(default=None, description="The bus of a classic deployment.")
+    kafka: KafkaConfig | None = Field(default=None, description="The bus of a classic or FPC deployment.")
+    etcd: EtcdConfig | None = Field(default=None, description="The facts of an FPC deployment.")
+    fpc: FpcConfig = Field(default_factory=FpcConfig, description="What FPC's containers are told to ask.")
     loop: LoopConfig = Field(default_factory=LoopConfig, description="Predictor, ticks, and the decision.")
 
     @field_validator("api_host")
     @classmethod
-    def _host_alone(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or "@" in parts.netloc:
-            # The value is not told: somebody may have put a key into it.
-            raise ValueError("must be http://host:port or https://host:port, without a path and without a key")
-        return f"{parts.scheme}://{parts.netloc}"
+    def _api_host_alone(cls, url: str) -> str:
+        return _host_alone(url)
 
     @model_validator(mode="after")
     def _one_way_to_check(self) -> Self:
@@ -123,3 +165,11 @@ class OpenWhiskConfig(BaseModel):
     def expiry_ms(self) -> int:
         """`expiry_s` in ms."""
         return round(self.expiry_s * 1e3)
+
+
+def _host_alone(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or "@" in parts.netloc:
+        # The value is not told: somebody may have put a key into it.
+        raise ValueError("must be http://host:port or https://host:port, without a path and without a key")
+    return f"{parts.scheme}://{parts.netloc}"

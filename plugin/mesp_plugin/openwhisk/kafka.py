@@ -5,7 +5,8 @@ knows: each plugin sees everything. It begins as far back as containers live, so
 restart, but at most `_MOST_BACK` messages back. Read messages wait here for `take`; when they are many, the reader waits.
 
 *Acks* of our own messages come to a topic that is made beforehand, ``completed<group>``. It has one partition, and
-who holds that in the consumer group of the same name *leads*: of two plugins one acts.
+who holds that in the consumer group of the same name *leads*: of two plugins one acts (classic; FPC has a lease in
+etcd). Acks of containers that were ordered (FPC) come to ``creationAck<group>``.
 
 aiokafka is imported here alone. It reconnects by itself; what fails is told by the kind of failure, never in its words
 and never with the password.
@@ -14,7 +15,6 @@ and never with the password.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import ssl
 from contextlib import asynccontextmanager
@@ -24,6 +24,7 @@ import structlog
 
 from mesp.errors import InputError, UnavailableError
 from mesp_plugin.openwhisk.estimate import KEPT_MS
+from mesp_plugin.openwhisk.passwords import read_password
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_TOPICS: Final = re.compile(r"invoker\d{1,4}|completed.+|health|events")
+#: What is read, beside the topics of other deployments.
+CLASSIC_TOPICS: Final = re.compile(r"invoker\d{1,4}|completed.+|health|events")
+FPC_TOPICS: Final = re.compile(r"invoker\d{1,4}|scheduler.+|creationAck.+|completed.+|events")
 _MOST_BACK: Final = 20_000
 _MOST_WAITING_BYTES: Final = 256 * 2**20
 _REFRESH_S: Final = 5.0
@@ -78,8 +81,16 @@ class Bus(Protocol):
 class KafkaBus:
     """See `Bus`; made by `open_bus`."""
 
-    def __init__(self, config: KafkaConfig, reader: AIOKafkaConsumer, lease: AIOKafkaConsumer, producer: AIOKafkaProducer) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: KafkaConfig,
+        names: re.Pattern[str],
+        reader: AIOKafkaConsumer,
+        lease: AIOKafkaConsumer,
+        producer: AIOKafkaProducer,
+    ) -> None:
         self._config = config
+        self._names = names
         self._reader = reader
         self._lease = lease
         self._producer = producer
@@ -189,7 +200,7 @@ class KafkaBus:
 
     def _is_ours(self, name: str) -> bool:
         prefix = self._config.prefix
-        return name.startswith(prefix) and _TOPICS.fullmatch(name[len(prefix) :]) is not None
+        return name.startswith(prefix) and self._names.fullmatch(name[len(prefix) :]) is not None
 
 
 def ack_topic(config: KafkaConfig) -> str:
@@ -197,9 +208,14 @@ def ack_topic(config: KafkaConfig) -> str:
     return f"completed{config.group}"
 
 
+def creation_ack_topic(config: KafkaConfig) -> str:
+    """Where acks of containers that we ordered come (FPC), without prefix."""
+    return f"creationAck{config.group}"
+
+
 @asynccontextmanager
-async def open_bus(config: KafkaConfig) -> AsyncIterator[KafkaBus]:
-    """Connects, makes our own topic where it is missing, and asks for the lease.
+async def open_bus(config: KafkaConfig, names: re.Pattern[str] = CLASSIC_TOPICS) -> AsyncIterator[KafkaBus]:
+    """Connects, makes our own topics among `names` where they are missing, and asks for the lease.
 
     Raises:
         InputError: the password or the certificates cannot be read, or aiokafka is not installed.
@@ -207,7 +223,9 @@ async def open_bus(config: KafkaConfig) -> AsyncIterator[KafkaBus]:
     """
     aiokafka, options = _client(config), _options(config)
     own = config.prefix + ack_topic(config)
-    await _make_topic(config, options, own)
+    for topic in (ack_topic(config), creation_ack_topic(config)):
+        if names.fullmatch(topic):
+            await _make_topic(config, options, config.prefix + topic)
     # Nobody waits for what was not committed: the group is a lease, not a place in the log.
     lease = aiokafka.AIOKafkaConsumer(
         own,
@@ -218,7 +236,7 @@ async def open_bus(config: KafkaConfig) -> AsyncIterator[KafkaBus]:
     )
     reader = aiokafka.AIOKafkaConsumer(**options, auto_offset_reset="latest")
     producer = aiokafka.AIOKafkaProducer(**options, acks=1, request_timeout_ms=_DEADLINE_MS)
-    bus = KafkaBus(config, reader, lease, producer)
+    bus = KafkaBus(config, names, reader, lease, producer)
     try:
         for part in (producer, reader, lease):
             try:
@@ -280,23 +298,12 @@ def _options(config: KafkaConfig) -> dict[str, Any]:
         except OSError:  # ssl.SSLError is one
             raise InputError(f"kafka.ca_file = {config.ca_file}: cannot be read as certificates in PEM form") from None
     if "sasl" in config.security:
-        user = {"sasl_plain_username": config.username, "sasl_plain_password": _password(config)}
+        user = {
+            "sasl_plain_username": config.username,
+            "sasl_plain_password": read_password("kafka", config.password_env, config.password_file),
+        }
         options |= {"sasl_mechanism": "PLAIN"} | user
     return options
-
-
-def _password(config: KafkaConfig) -> str:
-    if config.password_file is None:
-        password, where = os.environ.get(config.password_env, ""), f"environment variable {config.password_env}"
-    else:
-        where = f"kafka.password_file = {config.password_file}"
-        try:
-            password = config.password_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{where}: cannot be read ({type(error).__name__})") from None
-    if not password:
-        raise InputError(f"{where} holds no password for Kafka: put it there")
-    return password
 
 
 def _unavailable(config: KafkaConfig, error: Exception) -> UnavailableError:
