@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -24,6 +24,19 @@ if TYPE_CHECKING:
 
 #: Rounds of the event loop after which everyone has had his turn.
 _TURNS = 25
+
+
+class Topics(Protocol):
+    """What the double's parts need of a bus."""
+
+    async def make(self, *topics: str) -> None:
+        """Makes topics of one partition, unless they are there."""
+
+    def send(self, topic: str, message: Json) -> None:
+        """Puts the message on its way with the time of now; one that cannot be delivered is lost."""
+
+    async def read(self, topic: str, group: str, handle: Callable[[Json], None]) -> asyncio.Task[None]:
+        """Hands every message from now on to `handle`, until the task is cancelled."""
 
 
 class Bus:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from e2e.openwhisk.controller import UnavailableError
+from e2e.openwhisk.front import ThrottledError, UnavailableError
 
 if TYPE_CHECKING:
-    from e2e.openwhisk.controller import Controller
+    from e2e.openwhisk.front import Front
     from e2e.openwhisk.model import Action, Json, User
 
 #: By status code of the record.
@@ -29,7 +29,7 @@ def shown(record: Json) -> Json:
     return record | {"response": response | {"status": STATUS[code], "success": code == 0}}
 
 
-def application(controller: Controller) -> web.Application:
+def application(controller: Front) -> web.Application:
     """The routes; everything below ``/api`` wants a user's key."""
     routes = _Routes(controller)
     app = web.Application()
@@ -51,7 +51,7 @@ def application(controller: Controller) -> web.Application:
 
 
 class _Routes:
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Front) -> None:
         self._controller = controller
         self._store = controller.store
 
@@ -93,6 +93,8 @@ class _Routes:
             activation_id, record = await self._controller.invoke(user, action, parameters, blocking=blocking)
         except UnavailableError as error:
             raise _refusal(web.HTTPServiceUnavailable, str(error)) from error
+        except ThrottledError as error:
+            raise _refusal(web.HTTPTooManyRequests, str(error)) from error
         if record is None:
             return web.json_response({"activationId": activation_id}, status=202)
         answer = record["response"]["result"] if request.query.get("result") == "true" else shown(record)
