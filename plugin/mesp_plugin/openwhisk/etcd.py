@@ -73,6 +73,8 @@ class Etcd:
     async def follow(self, prefix: str, revision: int) -> AsyncGenerator[tuple[list[Change], int], None]:
         """(changes below `prefix` in their order, the revision of the last) from `revision` on, as they come.
 
+        The first are none: the stream is open.
+
         Raises:
             CompactedError: `revision` is too old.
             UnavailableError: the stream broke, or was silent for half a minute; go on from the revision after the last.
@@ -90,8 +92,10 @@ class Etcd:
                     if told.has("canceled") or told.has("error"):
                         self._headers = {}  # the token may be what it did not like
                         raise UnavailableError("etcd: it ended the watch")
-                    if events := _items(told, "events"):
-                        yield [_change(event) for event in events], _revision(told)
+                    events = _items(told, "events")
+                    if events:  # the header's revision may be ahead of what was sent
+                        revision = int(events[-1].object("kv").text("mod_revision", _NUMBER))
+                    yield [_change(event) for event in events], revision
         raise UnavailableError("etcd: the watch ended")
 
     async def grant(self, ttl_s: int) -> str:

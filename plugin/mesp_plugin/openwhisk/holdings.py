@@ -56,6 +56,7 @@ class Holding:
         marker: its own id, 32 hexadecimal digits.
         until_ms: from then on it is none of MESP's any more.
         activation_id: what the platform calls the marker's run; None until it answered.
+        container_id: what the platform calls the container, where it tells (FPC).
     """
 
     marker: str
@@ -65,6 +66,7 @@ class Holding:
     until_ms: int
     state: HoldingState = HoldingState.ORDERED
     activation_id: str | None = None
+    container_id: str | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -109,9 +111,12 @@ class Holdings:
         self._save()
 
     def note(
-        self, changes: Iterable[tuple[str, HoldingState]] = (), activations: Iterable[tuple[str, str]] = ()
+        self,
+        changes: Iterable[tuple[str, HoldingState]] = (),
+        activations: Iterable[tuple[str, str]] = (),
+        containers: Iterable[tuple[str, str]] = (),
     ) -> None:
-        """Takes in what became of orders, and the activation ids that they got, each by marker."""
+        """Takes in what became of orders, and the ids of activations and containers that they got, each by marker."""
         before = dict(self._items)
         for marker, state in changes:
             if marker in self._items:
@@ -119,6 +124,9 @@ class Holdings:
         for marker, activation_id in activations:
             if marker in self._items:
                 self._items[marker] = replace(self._items[marker], activation_id=activation_id)
+        for marker, container_id in containers:
+            if marker in self._items:
+                self._items[marker] = replace(self._items[marker], container_id=container_id)
         if self._items != before:
             self._save()
 
@@ -168,6 +176,7 @@ def _to_json(item: Holding) -> JsonObject:
         "until_ms": item.until_ms,
         "state": item.state.value,
         "activation_id": item.activation_id,
+        "container_id": item.container_id,
     }
 
 
@@ -192,6 +201,7 @@ def _holding(fields: Fields) -> Holding:
         until_ms=fields.integer("until_ms"),
         state=HoldingState(state),
         activation_id=fields.optional(fields.text, "activation_id", HEX_ID),
+        container_id=fields.optional(fields.text, "container_id"),
     )
 
 
