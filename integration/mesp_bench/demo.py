@@ -103,12 +103,12 @@ async def run_live(address: str, trace: Trace, arrivals: Arrivals, progress: Cal
 
 
 async def _tell_history(client: PredictorClient, trace: Trace, until: int) -> None:
-    steps = []
+    steps, triggers = [], dict(zip(trace.functions, trace.invoked_by, strict=True))
     for minute in range(until):
         column = trace.counts[:, minute]
         counts = {trace.functions[f]: int(column[f]) for f in np.flatnonzero(column)}
         start_ms = (trace.start_minute + minute) * DEFAULT_STEP_MS
-        steps.append(StepCounts("simulator", start_ms, DEFAULT_STEP_MS, counts))
+        steps.append(StepCounts("simulator", start_ms, DEFAULT_STEP_MS, counts, triggers=triggers))
         if len(steps) == _BATCH or minute == until - 1:
             await client.observe(steps)
             steps = []

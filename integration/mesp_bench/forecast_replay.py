@@ -110,10 +110,11 @@ def replay(model: Model, trace: Trace, progress: Callable[[float], None], *, lea
     best = Tally.empty(functions, levels, horizon)
     weights = np.zeros((functions, len(model.experts)), np.float32)
     cluster = np.full(functions, -1)
+    triggers = dict(zip(trace.functions, trace.invoked_by, strict=True))
     for m in range(1, minutes):
         column = zip(trace.functions, trace.counts[:, m - 1].tolist(), strict=True)
         started_ms = (trace.start_minute + m - 1) * DEFAULT_STEP_MS
-        store.report(StepCounts("trace", started_ms, DEFAULT_STEP_MS, dict(column)))
+        store.report(StepCounts("trace", started_ms, DEFAULT_STEP_MS, dict(column), triggers=triggers))
         forecaster.advance(store)
         asked = forecaster.asked
         if m >= first and asked is not None:
@@ -183,7 +184,7 @@ def series_per_s(model: Model | None, trace: Trace) -> dict[str, float]:
     model = model or untrained_model()
     functions, minutes = trace.counts.shape
     counts = trace.counts.astype(np.float32)
-    learned = Statistics.empty(functions, trace.start_minute)
+    learned = Statistics.empty(functions, trace.start_minute, trace.functions, trace.invoked_by)
     store = SeriesStore(DEFAULT_STEP_MS, model.context_length, max(functions, 1))
     for m, column in enumerate(counts.T):
         learned.update(column)

@@ -67,10 +67,11 @@ def forecast_trace(model: Model, trace: Trace, progress: Callable[[float], None]
     forecaster = MixtureForecaster(model, learn=learn)
     active = np.zeros((AHEAD, functions, minutes), np.float32)
     quantiles = np.zeros((AHEAD, functions, minutes, len(model.levels)), np.float32)
+    triggers = dict(zip(trace.functions, trace.invoked_by, strict=True))
     for m in range(1, minutes):
-        column = trace.counts[:, m - 1]
+        column, started_ms = trace.counts[:, m - 1], (trace.start_minute + m - 1) * DEFAULT_STEP_MS
         counts = {trace.functions[f]: int(column[f]) for f in np.flatnonzero(column)}
-        store.report(StepCounts("trace", (trace.start_minute + m - 1) * DEFAULT_STEP_MS, DEFAULT_STEP_MS, counts))
+        store.report(StepCounts("trace", started_ms, DEFAULT_STEP_MS, counts, triggers=triggers))
         forecaster.advance(store)
         rows = store.rows_of(trace.functions)
         known = rows >= 0  # nobody asks for a function that was never seen
@@ -93,7 +94,14 @@ def trained_model(trace: Trace, config: TrainingConfig, progress: Callable[[str,
     """Directory of the model trained on a trace; it is trained if the cache does not hold it."""
     directory = cache_dir() / f"model-{_key(trace.checksum, str(len(trace.functions)), config.model_dump_json())}"
     if not (directory / "manifest.json").is_file():
-        result = train(trace.counts.astype(np.float32), trace.start_minute, config, progress)
+        result = train(
+            trace.counts.astype(np.float32),
+            trace.start_minute,
+            config,
+            progress,
+            keys=trace.functions,
+            triggers=trace.invoked_by,
+        )
         functions, steps = trace.counts.shape
         data = {"name": trace.name, "checksum": trace.checksum, "functions": functions, "steps": steps}
         about = {"data": data, "config": config.resolved(), "next_step_log_loss": result.log_loss}

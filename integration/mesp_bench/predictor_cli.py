@@ -200,9 +200,16 @@ def _smoke(fleet: Trace, settings: TrainingConfig, origin: dict[str, Any], out: 
     steps = min(settings.day_steps, fleet.minutes)
     counts = fleet.counts[:, -steps:].astype(np.float32)
     rows = smoke_rows(counts)
-    keys = tuple(fleet.functions[row] for row in rows)
+    some = fleet.select(rows)
     with _bars("smoke run") as progress:
-        trained = train_model(counts[rows], fleet.start_minute + fleet.minutes - steps, settings, progress, keys=keys)
+        trained = train_model(
+            counts[rows],
+            fleet.start_minute + fleet.minutes - steps,
+            settings,
+            progress,
+            keys=some.functions,
+            triggers=some.invoked_by,
+        )
         with tempfile.TemporaryDirectory() as scratch:
             directory = out or Path(scratch) / "model"
             _save(trained, directory, origin, settings)
@@ -243,6 +250,7 @@ def _train(
                 settings,
                 progress,
                 keys=fleet.functions,
+                triggers=fleet.invoked_by,
                 run=directory,
                 engine=submit,
             )

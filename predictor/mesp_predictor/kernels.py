@@ -26,6 +26,10 @@ HALF_LIVES = (2.0, 8.0, 30.0, 120.0, 480.0)
 COUNT_HALF_LIVES = (3.0, 15.0, 120.0)
 CLOCK = (5, 10, 15, 30, 60)
 COUNTS_KEPT = 4  # latest counts, zeros among them
+RELATED_HALF_LIVES = (2.0, 8.0, 30.0)
+#: Of the others of an app or owner: how many were active in the last step and in the one before, steps since any was, and
+#: whether any was, exponentially weighted.
+RELATED_KEPT = 3 + len(RELATED_HALF_LIVES)
 #: What the mixers weigh: phases, hazards (all, recent, near, renewal), conditional hazards, analogues, best period (its own,
 #: and all by their losses), and a constant.
 READINGS = len(PERIODS) + 4 + len(GAP_ORDERS) + len(STRETCHES) + 3
@@ -35,6 +39,7 @@ _GAP_MEMORY = 0.93  # weight of the previous gap in the recency-weighted histogr
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _TSB_ALPHA = 0.1  # smoothing of the demand's size
 _TSB_BETA = 0.05  # smoothing of its probability
+TRIGGERS = 7  # that a function may have
 
 _PERIODS = np.array(PERIODS, np.int64)
 PHASE_START = np.concatenate([[0], np.cumsum(_PERIODS)]).astype(np.int64)
@@ -43,6 +48,7 @@ _LAG_ARRAY = np.array(LAGS, np.int64)
 _CLOCK_ARRAY = np.array(CLOCK, np.int64)
 _QUANTILE_ARRAY = np.array(QUANTILES, np.float64)
 _DECAY = (0.5 ** (1 / np.array(HALF_LIVES))).astype(np.float32)
+_RELATED_DECAY = (0.5 ** (1 / np.array(RELATED_HALF_LIVES))).astype(np.float32)
 _COUNT_DECAY = (0.5 ** (1 / np.array(COUNT_HALF_LIVES))).astype(np.float32)
 
 
@@ -56,10 +62,32 @@ def _share(step, ahead, age, p, start, phases_row, rate):
 
 
 @numba.njit(cache=True, nogil=True)
+def relate(counts, groups, related):
+    """Takes in what the others of each function's app and owner did in a step."""
+    active = np.zeros(groups.max() + 1 if groups.size else 0, np.int64)
+    for r in range(len(counts)):
+        for i in range(groups.shape[1]):
+            if groups[r, i] >= 0 and counts[r] > 0:  # a missing count is not above 0
+                active[groups[r, i]] += 1
+    for r in range(len(counts)):
+        for i in range(groups.shape[1]):
+            if groups[r, i] >= 0:
+                others = active[groups[r, i]] - (counts[r] > 0)
+                kept = related[r, i]
+                kept[1] = kept[0]
+                kept[0] = others
+                kept[2] = 0 if others else min(kept[2] + 1, LONGEST_GAP)
+                for j in range(len(_RELATED_DECAY)):
+                    kept[3 + j] += (1 - _RELATED_DECAY[j]) * ((others > 0) - kept[3 + j])
+
+
+@numba.njit(cache=True, nogil=True)
 def update(
     step, counts, age, gap, active_steps, gaps_seen, histogram, recent_histogram, latest_gaps, gap_statistics,
     previous, follower, phases, phase_loss, ring, windows, activity, log_counts, positive, tsb, latest_counts, mixers,
+    groups, related, trigger,
 ):  # fmt: skip
+    relate(counts, groups, related)
     scratch = np.empty(GAPS_KEPT, np.float32)
     first, again, pmf, renewed = np.empty(1), np.empty(1), np.empty(1), np.empty(1)
     readings = np.empty(READINGS)
@@ -274,6 +302,7 @@ def _read(
 def features(
     step, out, age, gap, active_steps, gaps_seen, histogram, recent_histogram, latest_gaps, gap_statistics,
     previous, follower, phases, phase_loss, ring, windows, activity, log_counts, positive, tsb, latest_counts, mixers,
+    groups, related, trigger,
 ):  # fmt: skip
     horizon = out.shape[1]
     first, again, pmf, renewed = np.empty(horizon), np.empty(horizon), np.empty(horizon), np.empty(horizon)
@@ -380,4 +409,11 @@ def features(
                 k += 1
             for i in range(COUNTS_KEPT):
                 f[k] = np.log1p(latest_counts[r, i])
+                k += 1
+            for i in range(related.shape[1]):
+                for j in range(RELATED_KEPT):
+                    f[k] = np.log1p(related[r, i, j]) if j < 3 else related[r, i, j]
+                    k += 1
+            for i in range(TRIGGERS):
+                f[k] = trigger[r] == i + 1
                 k += 1

@@ -24,7 +24,7 @@ from mesp_predictor.experts.registry import costly
 from mesp_predictor.learning import LearningRouter
 from mesp_predictor.model import routed
 from mesp_predictor.refit import Refits
-from mesp_predictor.statistics import Statistics
+from mesp_predictor.statistics import Statistics, groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +89,8 @@ class MixtureForecaster:
         self._refits = Refits(model.experts) if learn else None
         self._as_of_ms = 0
         self._functions: list[FunctionKey | None] = []
+        self._grouped: list[FunctionKey | None] = []
+        self._groups = groups_of(self._grouped)
         self._changed: IntArray = np.zeros(0, np.int64)  # rows to learn anew once everything is learned
         self._looked_up = 0  # hour of the last look-up of clusters
         self._statistics = Statistics.empty(0)
@@ -171,6 +173,9 @@ class MixtureForecaster:
             self._statistics = Statistics.empty(0, newest - steps)
             self._next = None
         self._grow(len(store.functions))
+        if store.functions != self._grouped:
+            self._grouped, self._groups = list(store.functions), groups_of(store.functions)
+        self._statistics.identify(self._groups, store.triggers)
         taken = self._taken(store, self._changed)
         rows = np.arange(len(store.functions))
         history = store.window(rows, min(store.context, WINDOW + min(steps, CATCH_UP)))
@@ -190,7 +195,7 @@ class MixtureForecaster:
                 self._expect(next_step(self._ask(rows, 1, self.levels)))
             self._as_of_ms = store.as_of_ms - left * self.step_ms
         self._as_of_ms = store.as_of_ms
-        self._rebuild(store, self._changed)
+        self._rebuild(store, self._changed, taken)
         self._forget(taken)
         self._changed = np.zeros(0, np.int64)
         self._functions = list(store.functions)
@@ -282,8 +287,8 @@ class MixtureForecaster:
         self._cluster[taken] = -1
         self._distances[taken] = 1
 
-    def _rebuild(self, store: SeriesStore, changed: IntArray) -> None:
-        """Learns changed rows anew from the store's whole context."""
+    def _rebuild(self, store: SeriesStore, changed: IntArray, taken: IntArray) -> None:
+        """Learns changed rows anew from the store's whole context, but for what others did, which did not change."""
         if not len(changed):
             return
         counts = store.window(changed, store.context)
@@ -292,6 +297,9 @@ class MixtureForecaster:
         fresh = Statistics.empty(len(changed), self._statistics.step - (counts.shape[1] - first))
         for column in counts[:, first:].T:
             fresh.update(column)
+        kept = ~np.isin(changed, taken)
+        fresh.identify(self._statistics.groups[changed], self._statistics.trigger[changed])
+        fresh.related[kept] = self._statistics.related[changed[kept]]
         self._statistics.put(changed, fresh)
 
     def _look_up_clusters(self, store: SeriesStore, rows: IntArray) -> None:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mesp.errors import InputError
-from mesp.types import DEFAULT_LEVELS, FunctionKey
+from mesp.types import DEFAULT_LEVELS, FunctionKey, Trigger
 from mesp_predictor import router as routing
 from mesp_predictor import shapes
 from mesp_predictor.experts.base import Training, TrainingSet
@@ -84,20 +84,25 @@ def plan_jobs(plans: tuple[Plan, ...], config: TrainingConfig) -> list[Job]:
 
 
 def keep_data(
-    place: Place, counts: FloatArray, start_step: int, keys: tuple[FunctionKey, ...], config: TrainingConfig
+    place: Place,
+    counts: FloatArray,
+    start_step: int,
+    keys: tuple[FunctionKey, ...],
+    triggers: tuple[Trigger, ...],
+    config: TrainingConfig,
 ) -> None:
     """Writes what is learned from, and which functions are held out."""
     order = np.random.default_rng(config.seed).permutation(len(counts))
     held = order[: max(4, min(int(config.router_share * len(counts)), config.router_functions))]
     np.save(place.out / "counts.npy", counts)
     np.save(place.out / "held.npy", np.sort(held))
-    (place.out / "data.json").write_text(json.dumps({"start_step": start_step, "keys": keys}))
+    (place.out / "data.json").write_text(json.dumps({"start_step": start_step, "keys": keys, "triggers": triggers}))
 
 
 def find_clusters(place: Place, config: TrainingConfig) -> None:
     """K-Shape over function-days; a function's label is its last shaped day's, -1 where no day has a shape."""
-    counts, held, _, _ = _data(place.results)
-    taught = np.setdiff1d(np.arange(len(counts)), held)
+    data = _data(place.results)
+    counts, taught = data.counts, data.taught
     series, function = shapes.bin_days(np.nan_to_num(counts[taught]), config.bin_steps, config.day_steps)
     kinds = shapes.route_away(series, function)
     shaped = kinds == shapes.Kind.SHAPED.value
@@ -234,33 +239,59 @@ def load_whole(results: Path, name: str) -> Expert:
 
 def read_past(results: Path, config: TrainingConfig) -> Past:
     """The held-out functions as they are replayed."""
-    counts, held, start_step, _ = _data(results)
+    data = _data(results)
+    counts, held = data.counts, data.held
     return Past(
         counts=counts[held],
-        start_step=start_step,
+        start_step=data.start_step,
         centroids=read_centroids(results),
         bin_steps=config.bin_steps,
         first=max(0, counts.shape[1] - config.router_steps),
         every=config.router_every,
         horizon=config.default_horizon,
+        keys=tuple(data.keys[row] for row in held),
+        triggers=tuple(data.triggers[row] for row in held),
     )
 
 
-def _data(results: Path) -> tuple[FloatArray, IntArray, int, tuple[FunctionKey, ...]]:
-    """Counts of all functions, rows held out, first step, keys."""
+class _Data(NamedTuple):
+    """What `keep_data` kept: of all functions, rows held out, and the others."""
+
+    counts: FloatArray
+    start_step: int
+    keys: tuple[FunctionKey, ...]
+    triggers: tuple[Trigger, ...]
+    held: IntArray
+    taught: IntArray
+
+
+def _data(results: Path) -> _Data:
     about: dict[str, Any] = json.loads((results / "data" / "data.json").read_text())
-    keys = tuple(FunctionKey(*key) for key in about["keys"])
     counts: FloatArray = np.load(results / "data" / "counts.npy", mmap_mode="r")
-    return counts, np.load(results / "data" / "held.npy"), about["start_step"], keys
+    held: IntArray = np.load(results / "data" / "held.npy")
+    return _Data(
+        counts,
+        about["start_step"],
+        tuple(FunctionKey(*key) for key in about["keys"]),
+        tuple(Trigger(value) for value in about["triggers"]),
+        held,
+        np.setdiff1d(np.arange(len(counts)), held),
+    )
 
 
 def _training_set(results: Path, config: TrainingConfig) -> TrainingSet:
-    counts, held, start_step, keys = _data(results)
-    taught = np.setdiff1d(np.arange(len(counts)), held)
+    data = _data(results)
+    taught = data.taught
     labels = np.load(results / "clusters" / "labels.npy")
     clusters = len(read_centroids(results))
     return TrainingSet(
-        counts[taught], start_step, labels, clusters, tuple(keys[row] for row in taught), config.max_horizon
+        data.counts[taught],
+        data.start_step,
+        labels,
+        clusters,
+        tuple(data.keys[row] for row in taught),
+        config.max_horizon,
+        tuple(data.triggers[row] for row in taught),
     )
 
 

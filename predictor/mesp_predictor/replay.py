@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from mesp.types import BoolArray, FloatArray
+    from mesp.types import BoolArray, FloatArray, FunctionKey, Trigger
     from mesp_predictor.experts.base import Expert, IntArray
 
 #: Steps ahead (from 0) at which experts and gate are judged.
@@ -43,6 +43,8 @@ class Past:
         first: column from which on experts are asked; statistics learn from all.
         every: columns between two samples; at those, experts answer the whole horizon.
         horizon: steps ahead in a sample.
+        keys: the functions' names, F of them, which tell who is related; none: nobody is.
+        triggers: what invokes them, F of them; none: nobody knows.
     """
 
     counts: FloatArray
@@ -52,6 +54,8 @@ class Past:
     first: int
     every: int
     horizon: int
+    keys: tuple[FunctionKey, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
 
     @property
     def ahead(self) -> IntArray:
@@ -97,7 +101,7 @@ def moments(past: Past) -> Iterator[Moment]:
     """Every step from `past.first` on."""
     functions, steps = past.counts.shape
     day_steps = past.centroids.shape[1] * past.bin_steps
-    statistics = Statistics.empty(functions, past.start_step)
+    statistics = Statistics.empty(functions, past.start_step, past.keys, past.triggers)
     cluster, distances = np.full(functions, -1), np.ones((functions, len(past.centroids)), np.float32)
     offset = max(WINDOW, day_steps)
     padded = np.pad(np.nan_to_num(past.counts), ((0, 0), (offset, 0)))

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mesp.errors import InputError
-from mesp.types import FunctionKey, Rejection
+from mesp.types import FunctionKey, Rejection, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,6 +60,7 @@ class SeriesState:
         counts: invocations, NaN where missing, (F, C).
         first_seen: step of the first invocation, -1 for none, (F,).
         last_seen: step of the last invocation, -1 for none, (F,).
+        triggers: what invokes each function, as a `Trigger`, (F,).
         complete: a source reported everything it saw in the step, (C,).
         owners: the step's only source, None for no report, empty for several sources, C.
         parts: step and source of each source's own column, P.
@@ -72,6 +73,7 @@ class SeriesState:
     counts: FloatArray
     first_seen: Rows
     last_seen: Rows
+    triggers: npt.NDArray[np.int8]
     complete: BoolArray
     owners: tuple[str | None, ...]
     parts: tuple[tuple[int, str], ...]
@@ -113,6 +115,7 @@ class SeriesStore:
         self._counts: FloatArray = np.empty((max_functions, context), np.float32)
         self._first_seen = np.full(max_functions, -1, np.int64)
         self._last_seen = np.full(max_functions, -1, np.int64)
+        self._triggers = np.zeros(max_functions, np.int8)
         self._changed = np.zeros(max_functions, np.bool_)
         self._complete: BoolArray = np.zeros(context, np.bool_)
         self._owner: list[str | None] = [None] * context
@@ -166,6 +169,11 @@ class SeriesStore:
         """End of the last step with an invocation, -1 when there was none, (R,)."""
         last = self._last_seen[rows]
         return np.where((rows < 0) | (last < 0), -1, (last + 1) * self.step_ms)
+
+    @property
+    def triggers(self) -> npt.NDArray[np.int8]:
+        """What invokes the function of each row, as a `Trigger`, (F,); a copy."""
+        return self._triggers[: len(self.functions)].copy()
 
     def take_changed(self) -> Rows:
         """Rows whose learned past is no longer what it was, ascending, (R,); from here on all of it is learned.
@@ -231,6 +239,7 @@ class SeriesStore:
             counts=self._newest_columns(slice(known), self.context),
             first_seen=self._first_seen[:known].copy(),
             last_seen=self._last_seen[:known].copy(),
+            triggers=self.triggers,
             complete=self._complete[columns],
             owners=tuple(self._owner[column] for column in columns),
             parts=tuple((step, source) for step, source, _ in parts),
@@ -254,6 +263,7 @@ class SeriesStore:
         store._newest = state.newest
         store._first_seen[:known] = state.first_seen
         store._last_seen[:known] = state.last_seen
+        store._triggers[:known] = state.triggers
         store._counts[:known] = np.nan
         kept = min(context, len(state.owners))
         columns = np.arange(state.newest - kept + 1, state.newest + 1) % context
@@ -335,6 +345,8 @@ class SeriesStore:
             else:
                 rows.append(row)
                 counts.append(count)
+                if (trigger := step.triggers.get(key, Trigger.UNKNOWN)) != Trigger.UNKNOWN:
+                    self._triggers[row] = trigger
         return np.array(rows, np.int64), np.array(counts, np.float32), rejections
 
     def _row_for(self, key: FunctionKey) -> int:
@@ -353,6 +365,7 @@ class SeriesStore:
         for part in (part for parts in self._parts.values() for part in parts.values()):
             part[row] = np.nan
         self._first_seen[row] = self._last_seen[row] = -1
+        self._triggers[row] = Trigger.UNKNOWN
         self._changed[row] = self._learned >= 0
         return row
 

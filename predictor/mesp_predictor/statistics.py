@@ -5,6 +5,10 @@ loops, so that 50,000 functions cost a fraction of a second. A missing step (NaN
 as a quiet one would, and teaches nothing. `features` lays the statistics out for a target step h ahead, which is
 what the learned experts and the gate read; `renewal` is the hazard expert's arithmetic.
 
+Functions of one app, and those of one owner, are often called one after the other: of either the statistics keep what the
+*others* did lately. That is the fleet's past as it came in; a correction of it, or a function that comes later, changes
+nothing of it.
+
 Ideas: gap histogram and its hazard (Shahrad et al., ATC 2020); recency-weighted share of cycles active at a phase;
 what gap followed the last time the previous gap was this long.
 """
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mesp.types import Trigger
 from mesp_predictor import kernels
 from mesp_predictor.kernels import (
     CLOCK,
@@ -32,15 +37,22 @@ from mesp_predictor.kernels import (
     QUANTILES,
     READINGS,
     RECENT,
+    RELATED_HALF_LIVES,
+    RELATED_KEPT,
     WINDOWS,
 )
 from mesp_predictor.patterns import GAP_ORDERS, MIXER_RATES, MIXER_START, STRETCHES
 
 if TYPE_CHECKING:
-    from mesp.types import FloatArray
+    from collections.abc import Sequence
+
+    from mesp.types import FloatArray, FunctionKey
 
     IntArray = npt.NDArray[np.int64]
 
+#: Whose activity is told beside a function's own.
+RELATIONS = ("app", "owner")
+#: An expert that was trained when there were fewer features reads the first ones: new ones are added at the end.
 FEATURES: tuple[str, ...] = (
     "log_ahead", "never", "log_gap", "log_elapsed", "log_age", "log_active", "log_gaps",
     "hazard_all", "hazard_recent", "near_all", "near_recent", "log_at_all", "log_at_recent", "log_survivors", "renewal",
@@ -61,6 +73,14 @@ FEATURES: tuple[str, ...] = (
     "best_period_here", "periods_here", "best_period_loss", "log_best_period",
     *(f"mixer_{i}" for i in range(len(MIXER_RATES))),
     *(f"log_count_back_{i + 1}" for i in range(COUNTS_KEPT)),
+    *(
+        f"{relation}_{name}"
+        for relation in RELATIONS
+        for name in (
+            "log_others_now", "log_others_before", "log_others_gap", *(f"others_{int(h)}" for h in RELATED_HALF_LIVES)
+        )
+    ),
+    *(f"trigger_{trigger.name.lower()}" for trigger in Trigger if trigger is not Trigger.UNKNOWN),
 )  # fmt: skip
 
 
@@ -100,6 +120,9 @@ class Statistics:
         tsb: probability and size of demand after Teunter, Syntetos and Babai (2011), (R, 2).
         latest_counts: counts of the last steps, the newest first, (R, 4).
         mixers: weights of the readings in each mixer, (R, mixers, READINGS); see `mesp_predictor.patterns`.
+        groups: number of the function's app and of its owner, (R, RELATIONS); -1 for none.
+        related: what the others of these did lately, (R, RELATIONS, RELATED_KEPT).
+        trigger: what invokes the function, as a `Trigger`, (R,).
     """
 
     step: int
@@ -123,11 +146,23 @@ class Statistics:
     tsb: FloatArray
     latest_counts: FloatArray
     mixers: FloatArray
+    groups: IntArray
+    related: FloatArray
+    trigger: npt.NDArray[np.int8]
     _features: FloatArray | None = field(default=None, init=False, repr=False, compare=False)  # laid out last
 
     @classmethod
-    def empty(cls, rows: int, step: int = 0) -> Statistics:
-        """Statistics of functions never observed, whose next step is `step`."""
+    def empty(
+        cls, rows: int, step: int = 0, keys: Sequence[FunctionKey | None] = (), triggers: Sequence[Trigger] = ()
+    ) -> Statistics:
+        """Statistics of functions never observed.
+
+        Args:
+            rows: R.
+            step: absolute index of the next step.
+            keys: the functions' names, R of them, which tell who is related; none: nobody is.
+            triggers: what invokes them, R of them; none: nobody knows.
+        """
         f32, i32 = np.float32, np.int32
         gaps = LONGEST_GAP + 1
         return cls(
@@ -152,6 +187,9 @@ class Statistics:
             tsb=np.zeros((rows, 2), f32),
             latest_counts=np.zeros((rows, COUNTS_KEPT), f32),
             mixers=_new_mixers(rows),
+            groups=groups_of(keys) if keys else np.full((rows, len(RELATIONS)), -1),
+            related=_nothing_related(rows),
+            trigger=np.array(triggers, np.int8) if triggers else np.zeros(rows, np.int8),
         )
 
     def __len__(self) -> int:
@@ -176,6 +214,12 @@ class Statistics:
         for name in _ARRAYS:
             setattr(self, name, np.concatenate([getattr(self, name), getattr(extra, name)]))
         self._features = None
+
+    def identify(self, groups: IntArray, trigger: npt.NDArray[np.int8]) -> None:
+        """Who the functions are from here on: arguments as the attributes."""
+        if not np.array_equal(trigger, self.trigger):
+            self._features = None
+        self.groups, self.trigger = groups, trigger
 
     def update(self, counts: FloatArray) -> None:
         """Takes in one step's counts, (R,); NaN where missing."""
@@ -230,6 +274,30 @@ class Statistics:
         slope = TAIL * (latest[:, -3] - latest[:, POSITIVE_KEPT // 2]) / np.log(5)
         tail = latest[:, -1:] + slope[:, None] * np.log((1 - _LARGEST) / (1 - np.array(_TAIL_LEVELS)))
         return np.concatenate([latest, tail.astype(np.float32)], axis=1), POSITIVE_LEVELS
+
+
+def groups_of(keys: Sequence[FunctionKey | None]) -> IntArray:
+    """Numbers of each function's app and owner, (R, RELATIONS); -1 for no function, and for a function that has no app.
+
+    The owner is the key's scope, the app what comes before the last slash of its name: an OpenWhisk package, or an app of
+    the Azure traces.
+    """
+    numbers: dict[tuple[str, ...], int] = {}
+    groups = np.full((len(keys), len(RELATIONS)), -1)
+    for row, key in enumerate(keys):
+        if key is not None:
+            app, slash, _ = key.name.rpartition("/")
+            if slash:
+                groups[row, 0] = numbers.setdefault((key.scope, app), len(numbers))
+            groups[row, 1] = numbers.setdefault((key.scope,), len(numbers))
+    return groups
+
+
+def _nothing_related(rows: int) -> FloatArray:
+    """Nobody else was ever active."""
+    related = np.zeros((rows, len(RELATIONS), RELATED_KEPT), np.float32)
+    related[:, :, 2] = LONGEST_GAP
+    return related
 
 
 def _new_mixers(rows: int) -> FloatArray:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 _ARRAYS = ("counts", "first_seen", "last_seen", "complete", "part_counts")
+_LATER = "triggers"  # not in files of earlier versions
 
 
 def save(path: Path, state: SeriesState) -> None:
@@ -45,7 +46,7 @@ def save(path: Path, state: SeriesState) -> None:
         "owners": state.owners,
         "parts": state.parts,
     }
-    arrays: dict[str, Any] = {name: getattr(state, name) for name in _ARRAYS}
+    arrays: dict[str, Any] = {name: getattr(state, name) for name in (*_ARRAYS, _LATER)}
     arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -92,10 +93,12 @@ def _decode(data: bytes, step_ms: int) -> SeriesState:
             raise InputError(f"its format is {told['format']}, this version reads {FORMAT}")
         if told["step_ms"] != step_ms:
             raise InputError(f"its step is {told['step_ms']} ms, the model's is {step_ms} ms")
+        functions = tuple(None if key is None else FunctionKey(*key) for key in told["functions"])
         return SeriesState(
             step_ms=step_ms,
             newest=told["newest"],
-            functions=tuple(None if key is None else FunctionKey(*key) for key in told["functions"]),
+            functions=functions,
+            triggers=archive[_LATER] if _LATER in archive else np.zeros(len(functions), np.int8),
             owners=tuple(told["owners"]),
             parts=tuple((step, source) for step, source in told["parts"]),
             **{name: archive[name] for name in _ARRAYS},

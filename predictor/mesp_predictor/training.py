@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mesp.config import first_mistake
 from mesp.errors import InputError
-from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, FunctionKey
+from mesp.types import DEFAULT_LEVELS, DEFAULT_STEP_MS, FunctionKey, Trigger
 from mesp_predictor import pipeline
 from mesp_predictor import router as routing
 from mesp_predictor.experts import registry
@@ -187,6 +187,7 @@ def train(
     progress: Progress,
     *,
     keys: tuple[FunctionKey, ...] | None = None,
+    triggers: tuple[Trigger, ...] | None = None,
     run: Path | None = None,
     engine: Engine | None = None,
 ) -> Trained:
@@ -198,6 +199,7 @@ def train(
         config: sizes, budgets and the seed.
         progress: told names of jobs and their share done.
         keys: the functions' names; None: all of different owners.
+        triggers: what invokes them; None: nobody knows.
         run: directory that keeps what is done, for the next call with the same data and settings to go on from; None:
             a temporary one.
         engine: where the jobs run; None: one by one in this process.
@@ -212,11 +214,12 @@ def train(
         )
     plans = config.plans()
     keys = keys or tuple(FunctionKey(str(row), "app/function") for row in range(len(counts)))
+    triggers = triggers or (Trigger.UNKNOWN,) * len(counts)
     scratch = tempfile.TemporaryDirectory(prefix="mesp-training-") if run is None else nullcontext(run)
     with scratch as directory, torch_threads(1):
         place = Path(directory)
         here = inline(progress)
-        run_jobs([Job("data", pipeline.keep_data, (counts, start_step, keys, config))], place, here, progress)
+        run_jobs([Job("data", pipeline.keep_data, (counts, start_step, keys, triggers, config))], place, here, progress)
         run_jobs(pipeline.plan_jobs(plans, config), place, engine or here, progress)
         return _assembled(place / "jobs", plans, config)
 

@@ -42,12 +42,26 @@ class FunctionKey(NamedTuple):
         return f"{self.scope}/{self.name}"
 
 
+class Trigger(enum.IntEnum):
+    """What invokes a function (values are those of the wire, names those of the Azure Functions traces)."""
+
+    UNKNOWN = 0
+    HTTP = 1
+    TIMER = 2
+    QUEUE = 3
+    EVENT = 4
+    STORAGE = 5
+    ORCHESTRATION = 6
+    OTHERS = 7
+
+
 @dataclass(frozen=True, slots=True)
 class StepCounts:
     """What one source saw in one step.
 
     Zero is not missing: with `complete`, functions not listed had no invocation; without it nothing is
     said of them. The latest report of a (source, function, step) replaces the earlier; sources are summed.
+    `triggers` says what invokes functions, where that is known; it stands until something else is said.
     """
 
     source: str
@@ -56,6 +70,7 @@ class StepCounts:
     counts: Mapping[FunctionKey, int]
     complete: bool = True
     arrival_offsets_ms: Mapping[FunctionKey, tuple[int, ...]] = field(default_factory=dict)
+    triggers: Mapping[FunctionKey, Trigger] = field(default_factory=dict)
 
 
 class ForecastStatus(enum.IntEnum):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from mesp.errors import InputError
-from mesp.types import Forecasts, ForecastStatus, FunctionKey, ModelDescription, Rejection, StepCounts
+from mesp.types import Forecasts, ForecastStatus, FunctionKey, ModelDescription, Rejection, StepCounts, Trigger
 from mesp.v1 import predictor_service_pb2 as predictor_pb
 from mesp.v1 import types_pb2 as types_pb
 
@@ -40,6 +40,7 @@ MAX_LEVELS: Final = 99
 MAX_CHUNK_FUNCTIONS: Final = 1_000
 _CHUNK_BYTES: Final = 3_000_000
 _KEY_BYTES: Final = MAX_SCOPE_BYTES + MAX_NAME_BYTES + 16
+_TRIGGERS: Final = {trigger.value: trigger for trigger in Trigger}
 
 
 # --- Function keys -------------------------------------------------------------------------------------------
@@ -82,20 +83,24 @@ def split_step(step: StepCounts, max_functions: int = MAX_STEP_FUNCTIONS) -> lis
         return [step]
     items = iter(step.counts.items())
     parts = iter(lambda: dict(itertools.islice(items, max_functions)), {})
-    offsets = step.arrival_offsets_ms
+    offsets, triggers = step.arrival_offsets_ms, step.triggers
     return [
         replace(
             step,
             counts=part,
             complete=step.complete and number == 0,
             arrival_offsets_ms={key: offsets[key] for key in part if key in offsets} if offsets else {},
+            triggers={key: triggers[key] for key in part if key in triggers} if triggers else {},
         )
         for number, part in enumerate(parts)
     ]
 
 
 def step_counts_to_pb(step: StepCounts) -> predictor_pb.StepCounts:
-    """Encodes a report of at most 10,000 functions (`split_step` cuts larger ones); `InputError` when invalid."""
+    """Encodes a report of at most 10,000 functions (`split_step` cuts larger ones); `InputError` when invalid.
+
+    Triggers of functions that have no count are left out.
+    """
     _check_step(step.source, step.step_start_ms, step.step_ms, len(step.counts))
     for key, count in step.counts.items():
         _check_item(key, count, step.arrival_offsets_ms.get(key, ()), step.step_ms)
@@ -114,6 +119,9 @@ def step_counts_to_pb(step: StepCounts) -> predictor_pb.StepCounts:
         runs = [step.arrival_offsets_ms.get(key, ()) for key in step.counts]
         message.arrival_offset_counts.extend(map(len, runs))
         message.arrival_offsets_ms.extend(itertools.chain.from_iterable(runs))
+    if step.triggers:
+        told = (step.triggers.get(key, Trigger.UNKNOWN) for key in step.counts)
+        message.triggers.extend(predictor_pb.Trigger.ValueType(trigger.value) for trigger in told)
     return message
 
 
@@ -156,9 +164,11 @@ def _read_step(message: predictor_pb.StepCounts) -> tuple[StepCounts, list[Rejec
     run_lengths: Sequence[int] = message.arrival_offset_counts or [0] * len(message.functions)
     counts: dict[FunctionKey, int] = {}
     offsets: dict[FunctionKey, tuple[int, ...]] = {}
+    triggers: dict[FunctionKey, Trigger] = {}
     rejections: list[Rejection] = []
     end = 0
-    for item, count, run_length in zip(message.functions, message.counts, run_lengths, strict=True):
+    told: Sequence[int] = message.triggers or [0] * len(message.functions)
+    for item, count, run_length, trigger in zip(message.functions, message.counts, run_lengths, told, strict=True):
         begin, end = end, end + run_length
         key = FunctionKey(item.scope, item.name)
         run = all_offsets[begin:end]
@@ -170,7 +180,9 @@ def _read_step(message: predictor_pb.StepCounts) -> tuple[StepCounts, list[Rejec
         counts[key] = count
         if run:
             offsets[key] = run
-    return StepCounts(message.source, start_ms, step_ms, counts, message.complete, offsets), rejections
+        if trigger:
+            triggers[key] = _TRIGGERS.get(trigger, Trigger.OTHERS)  # one that this version does not know
+    return StepCounts(message.source, start_ms, step_ms, counts, message.complete, offsets, triggers), rejections
 
 
 def _check_lengths(message: predictor_pb.StepCounts) -> None:
@@ -180,6 +192,8 @@ def _check_lengths(message: predictor_pb.StepCounts) -> None:
     runs, offsets = len(message.arrival_offset_counts), len(message.arrival_offsets_ms)
     if runs not in (0, functions):
         raise InputError(f"arrival_offset_counts: {runs} values for {functions} functions, must be as many or none")
+    if (triggers := len(message.triggers)) not in (0, functions):
+        raise InputError(f"triggers: {triggers} values for {functions} functions, must be as many or none")
     if (told := sum(message.arrival_offset_counts)) != offsets:
         raise InputError(f"arrival_offsets_ms: {offsets} values, but arrival_offset_counts add up to {told}")
 

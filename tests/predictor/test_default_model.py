@@ -55,11 +55,12 @@ def test_it_is_whole_and_small() -> None:
 
 
 def test_it_is_of_this_version() -> None:
-    """Experts that read features were trained on those that this version computes; steps and levels are the defaults."""
+    """Experts that read features were trained on the first of those that this version computes; steps are the default."""
     model = load_model(default_model())
     assert model.step_ms == DEFAULT_STEP_MS
     for path in (default_model() / "experts").glob("*/config.json"):
-        assert tuple(json.loads(path.read_text()).get("features", FEATURES)) == FEATURES, path
+        features = tuple(json.loads(path.read_text()).get("features", FEATURES))
+        assert features == FEATURES[: len(features)], path
 
 
 def test_its_origin_is_told() -> None:

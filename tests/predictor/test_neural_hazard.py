@@ -201,7 +201,7 @@ def test_answers_are_forecasts_and_rows_do_not_matter(
 def training_set(functions: int = 8) -> TrainingSet:
     rng = np.random.default_rng(2)
     counts = rng.poisson(0.3, (functions, 120)).astype(np.float32)
-    keys = tuple(FunctionKey("owner", str(row)) for row in range(functions))
+    keys = tuple(FunctionKey(str(row), "app/function") for row in range(functions))
     return TrainingSet(counts, 0, np.zeros(functions, np.int64), 1, keys, max_horizon=20)
 
 

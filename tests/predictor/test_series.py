@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesp.types import FunctionKey, Rejection, StepCounts
+from mesp.types import FunctionKey, Rejection, StepCounts, Trigger
 from mesp_predictor import series
 from mesp_predictor.series import MAX_COUNT, MAX_SOURCES, SeriesStore, StepWidthError
 
@@ -183,6 +183,21 @@ def test_a_freed_row_starts_anew_for_the_next_function() -> None:
     assert store.row_of(KEYS[2]) == 0
     assert store.window(store.rows_of([KEYS[2]]), 2).tolist() == [[0, 1]]
     assert store.first_seen_step(store.rows_of([KEYS[2], KEYS[0]])).tolist() == [11, -1]
+
+
+def test_what_invokes_a_function_stands_until_something_else_is_said() -> None:
+    """Silence and `UNKNOWN` change nothing of it; the next function in the row has none."""
+    store = SeriesStore(STEP_MS, CONTEXT, 2)
+    told: list[list[int]] = []
+    for index, triggers in enumerate(
+        [{}, {KEYS[0]: Trigger.TIMER}, {KEYS[1]: Trigger.HTTP, KEYS[0]: Trigger.UNKNOWN}, {KEYS[0]: Trigger.QUEUE}]
+    ):
+        store.report(StepCounts("one", index * STEP_MS, STEP_MS, {KEYS[0]: 0, KEYS[1]: 1}, triggers=triggers))
+        told.append(store.triggers.tolist())
+    assert told == [[0, 0], [2, 0], [2, 1], [3, 1]]
+    store.delete([KEYS[0]])
+    store.report(step(9, {KEYS[2]: 1}))
+    assert store.triggers.tolist() == [0, 1]
 
 
 def test_what_cannot_be_taken_is_refused_with_the_allowed_range() -> None:

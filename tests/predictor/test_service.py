@@ -406,6 +406,7 @@ step_messages = st.builds(
     complete=st.booleans(),
     arrival_offset_counts=st.lists(st.integers(0, 3), max_size=3),
     arrival_offsets_ms=st.lists(st.integers(0, 2**32 - 1), max_size=3),
+    triggers=st.lists(st.integers(0, 9), max_size=3),
 )
 levels = st.lists(st.floats() | st.sampled_from([0.1, 0.5, 0.9]), max_size=3)
 requests = (

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mesp.types import FunctionKey, Trigger
 from mesp_predictor import kernels
 from mesp_predictor.kernels import LAGS, LONGEST_GAP, PERIODS, WINDOWS
 from mesp_predictor.statistics import FEATURES, Statistics
@@ -226,6 +227,54 @@ def test_counts_may_come_as_a_column_of_anything() -> None:
     one.update(counts[:, 1])  # type: ignore[arg-type]
     two.update(np.array([1, 0], np.float32))
     np.testing.assert_array_equal(one.features(3), two.features(3))
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["f", "x/f", "x/g", "y/f"])), min_size=1, max_size=5),
+    st.data(),
+)
+def test_related_is_what_the_others_of_the_app_and_of_the_owner_did(
+    names: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    """By brute force over all pairs; a function without an app has no app's others, and nobody is its own relative."""
+    keys = [FunctionKey(*name) for name in names]
+    cells = st.lists(st.sampled_from([0.0, 0.0, 2.0, NAN]), min_size=len(keys), max_size=len(keys))
+    columns = data.draw(st.lists(cells, min_size=1, max_size=12))
+    statistics = Statistics.empty(len(keys), keys=keys)
+    for column in columns:
+        statistics.update(np.array(column, np.float32))
+    features = statistics.features(1)[:, 0]
+    for row, key in enumerate(keys):
+        app = key.name.rpartition("/")[0]
+        related = {
+            "app": [i for i, k in enumerate(keys) if app and k.scope == key.scope and k.name.startswith(f"{app}/")],
+            "owner": [i for i, k in enumerate(keys) if k.scope == key.scope],
+        }
+        for relation, members in related.items():
+            others = [sum(column[i] > 0 for i in members if i != row) for column in columns]
+            active = [t for t, number in enumerate(others) if number]
+            smooth = 0.0
+            for number in others:
+                smooth += (1 - 0.5 ** (1 / 8)) * ((number > 0) - smooth)
+            expected = {
+                "log_others_now": math.log1p(others[-1]),
+                "log_others_before": math.log1p(others[-2]) if len(others) > 1 else 0,
+                "log_others_gap": math.log1p(len(others) - 1 - active[-1] if active else LONGEST_GAP),
+                "others_8": smooth,
+            }
+            found = {name: features[row, FEATURES.index(f"{relation}_{name}")] for name in expected}
+            assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_trigger_is_told_by_one_column() -> None:
+    """One column of its own for each trigger, none for one that nobody knows; said anew, the features follow."""
+    triggers = [Trigger.UNKNOWN, Trigger.HTTP, Trigger.OTHERS]
+    statistics = Statistics.empty(3, triggers=triggers)
+    columns = [FEATURES.index(f"trigger_{t.name.lower()}") for t in Trigger if t]
+    np.testing.assert_array_equal(statistics.features(2)[:, 1][:, columns], np.eye(8)[triggers, 1:])
+    statistics.identify(statistics.groups, np.array([Trigger.TIMER] * 3, np.int8))
+    np.testing.assert_array_equal(statistics.features(2)[:, 1][:, columns], np.eye(8)[[Trigger.TIMER] * 3, 1:])
 
 
 # -- features ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesp.errors import InputError
-from mesp.types import FunctionKey, StepCounts
+from mesp.types import FunctionKey, StepCounts, Trigger
 from mesp_predictor import store as files
 from mesp_predictor.series import SeriesState, SeriesStore
 
@@ -35,7 +35,8 @@ def filled() -> SeriesStore:
         (12, {KEYS[0]: 5}, "two", True),
         (11, {KEYS[1]: 9}, "two", False),
     ]:
-        store.report(StepCounts(source, index * STEP_MS, STEP_MS, counts, complete))
+        triggers = {key: Trigger.TIMER for key in counts if key in KEYS[2:]}
+        store.report(StepCounts(source, index * STEP_MS, STEP_MS, counts, complete, triggers=triggers))
     store.delete([KEYS[1]])
     return store
 
@@ -74,6 +75,19 @@ def test_another_context_keeps_what_fits(tmp_path: Path, context: int) -> None:
     rows = saved.rows_of(KEYS)
     np.testing.assert_array_equal(loaded.window(rows, 2), saved.window(rows, 2))
     assert np.isnan(loaded.window(rows, context)[:, :-CONTEXT]).all()
+
+
+def test_a_file_without_triggers_is_one_of_an_earlier_version(tmp_path: Path) -> None:
+    """Everything else is as it was saved, and nobody's trigger is known."""
+    path, saved = tmp_path / "state.npz", filled()
+    files.save(path, saved.state())
+    with np.load(path) as archive:
+        kept = {name: archive[name] for name in archive.files if name != "triggers"}
+    np.savez_compressed(path, **kept)
+    loaded, sentence = files.load(path, STEP_MS, CONTEXT, 10)
+    assert sentence is None
+    assert saved.triggers.any()
+    assert_same(loaded.state(), replace(saved.state(), triggers=np.zeros(4, np.int8)))
 
 
 def test_an_empty_store_and_a_missing_file(tmp_path: Path) -> None:
@@ -143,7 +157,7 @@ def test_files_that_cannot_be_touched_say_so(tmp_path: Path) -> None:
 
 WRITER = """
 import itertools, pathlib, sys
-from mesp.types import FunctionKey, StepCounts
+from mesp.types import FunctionKey, StepCounts, Trigger
 from mesp_predictor import store
 from mesp_predictor.series import SeriesStore
 series = SeriesStore(60_000, 500, 500)

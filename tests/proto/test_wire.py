@@ -22,6 +22,7 @@ from mesp.types import (
     ModelDescription,
     Rejection,
     StepCounts,
+    Trigger,
 )
 from mesp.v1 import predictor_service_pb2 as predictor_pb
 from mesp.v1 import types_pb2 as types_pb
@@ -51,6 +52,7 @@ def step_counts(draw: st.DrawFn) -> StepCounts:
         counts=counts,
         complete=draw(st.booleans()),
         arrival_offsets_ms={key: run for key, run in runs.items() if run},
+        triggers={key: trigger for key in counts if (trigger := draw(st.sampled_from(Trigger)))},
     )
 
 
@@ -130,6 +132,7 @@ def test_split_parts_applied_in_order_say_what_the_whole_says(step: StepCounts, 
     assert [part.complete for part in parts] == [step.complete] + [False] * (len(parts) - 1)
     assert {key: count for part in parts for key, count in part.counts.items()} == step.counts
     assert {key: run for part in parts for key, run in part.arrival_offsets_ms.items()} == step.arrival_offsets_ms
+    assert {key: trigger for part in parts for key, trigger in part.triggers.items()} == step.triggers
 
 
 @given(forecasts(), st.integers(1, 4))
@@ -187,6 +190,7 @@ doubles = st.floats(width=32)
         complete=st.booleans(),
         arrival_offsets_ms=st.lists(uint32s, max_size=3),
         arrival_offset_counts=st.lists(uint32s | st.integers(0, 2), max_size=3),
+        triggers=st.lists(st.integers(0, 9), max_size=3),
     )
 )
 def test_random_reports_decode_to_what_encodes_or_are_refused(message: predictor_pb.StepCounts) -> None:
@@ -260,6 +264,7 @@ def report(**changes: object) -> predictor_pb.StepCounts:
             {"arrival_offset_counts": [1], "arrival_offsets_ms": [5]},
             "arrival_offset_counts: 1 values for 2 functions, must be as many or none",
         ),
+        ({"triggers": [1]}, "triggers: 1 values for 2 functions, must be as many or none"),
         (
             {"arrival_offset_counts": [1, 0], "arrival_offsets_ms": [60_000]},
             "arrival offsets of guest/hello: must be in [0, 60000) ms",
@@ -276,6 +281,12 @@ def test_a_bad_report_is_refused_in_one_sentence(changes: dict[str, object], sen
     with pytest.raises(InputError) as refusal:
         wire.step_counts_from_pb(report(**changes))
     assert str(refusal.value) == sentence
+
+
+def test_a_trigger_of_a_later_version_is_one_of_the_others() -> None:
+    """A number that this version has no name for is no reason to refuse the count."""
+    step = wire.step_counts_from_pb(report(triggers=[2, 99]))
+    assert list(step.triggers.values()) == [Trigger.TIMER, Trigger.OTHERS]
 
 
 def test_a_bad_item_does_not_fail_its_batch() -> None:

@@ -49,8 +49,12 @@ def history(
         step, column = counts[steps_ago], trace.counts[:, minute]
         for row in np.flatnonzero(column):
             step[known_as[trace.functions[row]]] += int(column[row])
+    told = zip(trace.functions, trace.invoked_by, strict=True)
+    triggers = {known_as[function]: trigger for function, trigger in told}
     return [
-        StepCounts(SOURCE, begin_ms - steps_ago * DEFAULT_STEP_MS, DEFAULT_STEP_MS, dict(counts[steps_ago]))
+        StepCounts(
+            SOURCE, begin_ms - steps_ago * DEFAULT_STEP_MS, DEFAULT_STEP_MS, dict(counts[steps_ago]), triggers=triggers
+        )
         for steps_ago in sorted(counts, reverse=True)
     ]
 

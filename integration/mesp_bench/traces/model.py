@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mesp.types import Trigger
+
 if TYPE_CHECKING:
     from mesp.types import FunctionKey
 
+_TRIGGERS = {trigger.name.lower(): trigger for trigger in Trigger}
 #: Percentiles of the duration distribution that the Azure 2019 files give.
 DURATION_PERCENTILES: tuple[int, ...] = (0, 1, 25, 50, 75, 99, 100)
 
@@ -55,6 +58,11 @@ class Trace:
     def minutes(self) -> int:
         """Number of minutes recorded."""
         return int(self.counts.shape[1])
+
+    @property
+    def invoked_by(self) -> tuple[Trigger, ...]:
+        """The triggers in the words of the wire, (F,) entries."""
+        return tuple(_TRIGGERS.get(name, Trigger.OTHERS) for name in self.triggers)
 
     def select(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Trace:
         """The same trace with only these rows (indices or mask, (F,)); memory shares stay as computed on the whole."""

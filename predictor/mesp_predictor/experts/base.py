@@ -6,7 +6,7 @@ in the context's `statistics`, which are kept once for all experts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from mesp.types import FloatArray, FunctionKey
+    from mesp.types import FloatArray, FunctionKey, Trigger
     from mesp_predictor.experts.samples import Samples
     from mesp_predictor.statistics import Statistics
 
@@ -96,6 +96,7 @@ class TrainingSet:
         clusters: number of clusters.
         keys: the functions' names, N of them; scope and the name's path tell owner and app.
         max_horizon: farthest step ahead that is ever asked for.
+        triggers: what invokes the functions, N of them; none: nobody knows.
     """
 
     counts: FloatArray
@@ -104,14 +105,21 @@ class TrainingSet:
     clusters: int
     keys: tuple[FunctionKey, ...]
     max_horizon: int
+    triggers: tuple[Trigger, ...] = ()
+
+    def select(self, rows: IntArray) -> TrainingSet:
+        """Some of its functions."""
+        return replace(
+            self,
+            counts=self.counts[rows],
+            cluster=self.cluster[rows],
+            keys=tuple(self.keys[row] for row in rows) if self.keys else (),
+            triggers=tuple(self.triggers[row] for row in rows) if self.triggers else (),
+        )
 
     def members(self, cluster: int) -> TrainingSet:
         """The functions of one cluster."""
-        rows = np.flatnonzero(self.cluster == cluster)
-        keys = tuple(self.keys[row] for row in rows)
-        return TrainingSet(
-            self.counts[rows], self.start_step, self.cluster[rows], self.clusters, keys, self.max_horizon
-        )
+        return self.select(np.flatnonzero(self.cluster == cluster))
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,12 +85,12 @@ class GbmExpert:
         trees = [booster for booster in (self.trained, self.own) if booster is not None]
         if not trees or not len(features):
             return np.full(len(features), np.nan, np.float32)
-        odds = sum(np.asarray(booster.predict(features, raw_score=True, num_threads=1)) for booster in trees)
+        odds = sum(_odds(booster, features) for booster in trees)
         return np.clip(1 / (1 + np.exp(-odds)), 0.0005, 0.9995).astype(np.float32)
 
     def refitted(self, lessons: Samples, seed: int) -> GbmExpert:
         """The trained trees and new ones that correct them, as `Refittable.refitted`."""
-        start = None if self.trained is None else self.trained.predict(lessons.features, raw_score=True, num_threads=1)
+        start = None if self.trained is None else _odds(self.trained, lessons.features)
         data = lightgbm.Dataset(
             lessons.features, (lessons.counts > 0).astype(np.float32), weight=lessons.weights, init_score=start
         )
@@ -105,7 +105,8 @@ class GbmExpert:
                 temporary.replace(directory / MODEL_FILE)
         except OSError as error:
             raise InputError(f"{directory}: the expert {self.name} cannot be written: {error}") from error
-        write_expert(directory, self.name, _Saved(features=FEATURES, trained=self.trained is not None))
+        features = FEATURES if self.trained is None else FEATURES[: self.trained.num_feature()]
+        write_expert(directory, self.name, _Saved(features=features, trained=self.trained is not None))
 
 
 def fit(data: TrainingSet, settings: GbmSettings, training: Training) -> GbmExpert:
@@ -114,7 +115,9 @@ def fit(data: TrainingSet, settings: GbmSettings, training: Training) -> GbmExpe
     Raises:
         InputError: none of the functions was ever invoked.
     """
-    samples = draw_samples(data.counts, data.start_step, data.max_horizon, training.seed, settings.samples)
+    samples = draw_samples(
+        data.counts, data.start_step, data.max_horizon, training.seed, settings.samples, data.keys, data.triggers
+    )
     active = samples.counts > 0
     if not active.any():
         raise InputError("gbm: none of the functions to learn from was ever invoked")
@@ -124,6 +127,11 @@ def fit(data: TrainingSet, settings: GbmSettings, training: Training) -> GbmExpe
 
     lessons = lightgbm.Dataset(samples.features, active.astype(np.float32), weight=samples.weights)
     return GbmExpert(lightgbm.train(_parameters(settings, training.seed), lessons, settings.rounds, callbacks=[told]))
+
+
+def _odds(booster: lightgbm.Booster, features: FloatArray) -> FloatArray:
+    """Log odds of activity by the first features, as many as there were when the trees were grown, (N, D) -> (N,)."""
+    return np.asarray(booster.predict(features[:, : booster.num_feature()], raw_score=True, num_threads=1))
 
 
 def _parameters(settings: GbmSettings, seed: int) -> dict[str, Any]:
@@ -151,7 +159,7 @@ def load(directory: Path) -> GbmExpert:
         InputError: a file is missing or damaged, or the trees were grown on other features.
     """
     saved = read_settings(directory, GbmExpert.name, _Saved)
-    if saved.features != FEATURES:
+    if saved.features != FEATURES[: len(saved.features)]:
         raise InputError(f"{directory}: features are others than this version computes: train the model anew")
     if not saved.trained:
         return GbmExpert.new()
@@ -160,8 +168,8 @@ def load(directory: Path) -> GbmExpert:
         booster = lightgbm.Booster(model_str=path.read_text(encoding="utf-8"))
     except (OSError, ValueError, lightgbm.basic.LightGBMError) as error:
         raise InputError(f"{path}: not readable as LightGBM's trees: {' '.join(str(error).split())}") from error
-    if booster.num_feature() != len(FEATURES):
-        raise InputError(f"{path}: trees read {booster.num_feature()} features, must be {len(FEATURES)}")
+    if booster.num_feature() != len(saved.features):
+        raise InputError(f"{path}: trees read {booster.num_feature()} features, must be {len(saved.features)}")
     return GbmExpert(booster)
 
 

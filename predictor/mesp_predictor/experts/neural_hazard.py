@@ -59,16 +59,17 @@ class Network(nn.Module):
     mean: torch.Tensor
     spread: torch.Tensor
 
-    def __init__(self, width: int = 96) -> None:
+    def __init__(self, features: int = len(FEATURES), width: int = 96) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(len(FEATURES)))
-        self.register_buffer("spread", torch.ones(len(FEATURES)))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
         self.body = nn.Sequential(
-            nn.Linear(len(FEATURES), width), nn.SiLU(), nn.Linear(width, 64), nn.SiLU(), nn.Linear(64, 1 + len(GRID))
+            nn.Linear(features, width), nn.SiLU(), nn.Linear(width, 64), nn.SiLU(), nn.Linear(64, 1 + len(GRID))
         )
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One answer per row."""
+        """One answer per row; reads the first D features, as many as there were when it was trained."""
+        features = features[:, : len(self.mean)]
         out = self.body(((features - self.mean) / self.spread).clamp(-6, 6))
         rise = torch.cumsum(functional.softplus(out[:, 2:] - 2), dim=1)
         lowest = features[:, _POSITIVE_MEAN] + out[:, 1] - functional.softplus(torch.tensor(0.0))
@@ -100,7 +101,7 @@ class NeuralHazardExpert:
     def save(self, directory: Path) -> None:
         """Writes `config.json` with the features that it reads, and `model.safetensors`."""
         save_file(self.network.state_dict(), directory / "model.safetensors")
-        config = {"kind": self.name, "features": FEATURES}
+        config = {"kind": self.name, "features": FEATURES[: len(self.network.mean)]}
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -116,7 +117,8 @@ def fit(data: TrainingSet, settings: NeuralHazardSettings, training: Training) -
         network = Network()
     features = torch.from_numpy(samples.features)
     network.mean.copy_(features.mean(0))
-    network.spread.copy_(features.std(0, correction=0) + 1e-3)
+    spread = features.std(0, correction=0)
+    network.spread.copy_(torch.where(spread > 0, spread + 1e-3, torch.inf))  # what never varied says nothing
     return train_on(network, samples, held, settings.epochs, settings.learning_rate, training)
 
 
@@ -159,9 +161,10 @@ def load(directory: Path) -> NeuralHazardExpert:
         weights = load_file(directory / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{directory}: not readable as a neural hazard: {error}") from error
-    if not isinstance(config, dict) or tuple(config.get("features", ())) != FEATURES:
+    features = tuple(config.get("features", ())) if isinstance(config, dict) else ()
+    if not features or features != FEATURES[: len(features)]:
         raise InputError(f"{path}: features are others than this version computes: train the model anew")
-    network = Network()
+    network = Network(len(features))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -179,7 +182,10 @@ def _split(data: TrainingSet, settings: NeuralHazardSettings, seed: int) -> tupl
     parts = []
     for rows in (np.sort(order[kept:]), np.sort(order[:kept])):
         limit = max(1, settings.samples * len(rows) // functions)
-        parts.append(draw_samples(data.counts[rows], data.start_step, data.max_horizon, seed, limit))
+        part = data.select(rows)
+        parts.append(
+            draw_samples(part.counts, part.start_step, part.max_horizon, seed, limit, part.keys, part.triggers)
+        )
     taught, held = parts
     if not (data.counts > 0).any() or not len(taught.counts):
         raise InputError("neural_hazard: none of the functions to learn from has a known count")

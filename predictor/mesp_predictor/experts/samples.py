@@ -10,7 +10,9 @@ import numpy as np
 from mesp_predictor.statistics import FEATURES, Statistics
 
 if TYPE_CHECKING:
-    from mesp.types import FloatArray
+    from collections.abc import Sequence
+
+    from mesp.types import FloatArray, FunctionKey, Trigger
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,15 @@ class Samples:
     weights: FloatArray
 
 
-def draw_samples(counts: FloatArray, start_step: int, max_horizon: int, seed: int, limit: int = 2_000_000) -> Samples:
+def draw_samples(
+    counts: FloatArray,
+    start_step: int,
+    max_horizon: int,
+    seed: int,
+    limit: int = 2_000_000,
+    keys: Sequence[FunctionKey] = (),
+    triggers: Sequence[Trigger] = (),
+) -> Samples:
     """Replays a training set and samples what was known of later steps.
 
     Two thirds of the weight are on the next step, the rest on steps up to 15 and up to `max_horizon` ahead.
@@ -33,10 +43,12 @@ def draw_samples(counts: FloatArray, start_step: int, max_horizon: int, seed: in
         max_horizon: farthest step ahead that is sampled.
         seed: of the sampling.
         limit: samples at most, in expectation.
+        keys: the functions' names, N of them, which tell who is related; none: nobody is.
+        triggers: what invokes them, N of them; none: nobody knows.
     """
     rng = np.random.default_rng(seed)
     functions, steps = counts.shape
-    statistics = Statistics.empty(functions, start_step)
+    statistics = Statistics.empty(functions, start_step, keys, triggers)
     share = min(1.0, 0.5 * limit / (functions * steps))
     features, targets, weights = [np.zeros((0, len(FEATURES)), np.float32)], [counts[0, :0]], [counts[0, :0]]
     for t in range(steps):

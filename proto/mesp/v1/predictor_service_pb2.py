@@ -25,41 +25,43 @@ _sym_db = _symbol_database.Default()
 from mesp.v1 import types_pb2 as mesp_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmesp/v1/predictor_service.proto\x12\x07mesp.v1\x1a\x13mesp/v1/types.proto\"\xca\x01\n\nStepCounts\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x15\n\rstep_start_ms\x18\x02 \x01(\x03\x12\x0f\n\x07step_ms\x18\x03 \x01(\x03\x12\'\n\tfunctions\x18\x04 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x0e\n\x06\x63ounts\x18\x05 \x03(\x04\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\x12\x1a\n\x12\x61rrival_offsets_ms\x18\x07 \x03(\r\x12\x1d\n\x15\x61rrival_offset_counts\x18\x08 \x03(\r\"4\n\x0eObserveRequest\x12\"\n\x05steps\x18\x01 \x03(\x0b\x32\x13.mesp.v1.StepCounts\"]\n\x0fObserveResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x04\x12&\n\nrejections\x18\x02 \x03(\x0b\x32\x12.mesp.v1.Rejection\x12\x10\n\x08\x61s_of_ms\x18\x03 \x01(\x03\"Z\n\tRejection\x12&\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x15\n\rstep_start_ms\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"[\n\x0f\x46orecastRequest\x12\'\n\tfunctions\x18\x01 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x0f\n\x07horizon\x18\x02 \x01(\r\x12\x0e\n\x06levels\x18\x03 \x03(\x01\"9\n\x10\x46orecastResponse\x12%\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x16.mesp.v1.ForecastChunk\"a\n\x15WatchForecastsRequest\x12\'\n\tfunctions\x18\x01 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x0f\n\x07horizon\x18\x02 \x01(\r\x12\x0e\n\x06levels\x18\x03 \x03(\x01\"?\n\x16WatchForecastsResponse\x12%\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x16.mesp.v1.ForecastChunk\"\x16\n\x14\x44\x65scribeModelRequest\"\xf4\x01\n\x15\x44\x65scribeModelResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0f\n\x07step_ms\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x17\n\x0f\x64\x65\x66\x61ult_horizon\x18\x04 \x01(\r\x12\x13\n\x0bmax_horizon\x18\x05 \x01(\r\x12\x0e\n\x06levels\x18\x06 \x03(\x01\x12\x0f\n\x07\x65xperts\x18\x07 \x03(\t\x12\x11\n\tfunctions\x18\x08 \x01(\x04\x12\x15\n\rmax_functions\x18\t \x01(\x04\x12\x10\n\x08\x63lusters\x18\n \x01(\r\x12\x10\n\x08\x61s_of_ms\x18\x0b \x01(\x03\"=\n\x14ListFunctionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x15ListFunctionsResponse\x12\'\n\tfunctions\x18\x01 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x16\x44\x65leteFunctionsRequest\x12\'\n\tfunctions\x18\x01 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\"*\n\x17\x44\x65leteFunctionsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\x32\xde\x03\n\x10PredictorService\x12<\n\x07Observe\x12\x17.mesp.v1.ObserveRequest\x1a\x18.mesp.v1.ObserveResponse\x12\x41\n\x08\x46orecast\x12\x18.mesp.v1.ForecastRequest\x1a\x19.mesp.v1.ForecastResponse0\x01\x12S\n\x0eWatchForecasts\x12\x1e.mesp.v1.WatchForecastsRequest\x1a\x1f.mesp.v1.WatchForecastsResponse0\x01\x12N\n\rDescribeModel\x12\x1d.mesp.v1.DescribeModelRequest\x1a\x1e.mesp.v1.DescribeModelResponse\x12N\n\rListFunctions\x12\x1d.mesp.v1.ListFunctionsRequest\x1a\x1e.mesp.v1.ListFunctionsResponse\x12T\n\x0f\x44\x65leteFunctions\x12\x1f.mesp.v1.DeleteFunctionsRequest\x1a .mesp.v1.DeleteFunctionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmesp/v1/predictor_service.proto\x12\x07mesp.v1\x1a\x13mesp/v1/types.proto\"\xee\x01\n\nStepCounts\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x15\n\rstep_start_ms\x18\x02 \x01(\x03\x12\x0f\n\x07step_ms\x18\x03 \x01(\x03\x12\'\n\tfunctions\x18\x04 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x0e\n\x06\x63ounts\x18\x05 \x03(\x04\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\x12\x1a\n\x12\x61rrival_offsets_ms\x18\x07 \x03(\r\x12\x1d\n\x15\x61rrival_offset_counts\x18\x08 \x03(\r\x12\"\n\x08triggers\x18\t \x03(\x0e\x32\x10.mesp.v1.Trigger\"4\n\x0eObserveRequest\x12\"\n\x05steps\x18\x01 \x03(\x0b\x32\x13.mesp.v1.StepCounts\"]\n\x0fObserveResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x04\x12&\n\nrejections\x18\x02 \x03(\x0b\x32\x12.mesp.v1.Rejection\x12\x10\n\x08\x61s_of_ms\x18\x03 \x01(\x03\"Z\n\tRejection\x12&\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x15\n\rstep_start_ms\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"[\n\x0f\x46orecastRequest\x12\'\n\tfunctions\x18\x01 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x0f\n\x07horizon\x18\x02 \x01(\r\x12\x0e\n\x06levels\x18\x03 \x03(\x01\"9\n\x10\x46orecastResponse\x12%\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x16.mesp.v1.ForecastChunk\"a\n\x15WatchForecastsRequest\x12\'\n\tfunctions\x18\x01 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x0f\n\x07horizon\x18\x02 \x01(\r\x12\x0e\n\x06levels\x18\x03 \x03(\x01\"?\n\x16WatchForecastsResponse\x12%\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x16.mesp.v1.ForecastChunk\"\x16\n\x14\x44\x65scribeModelRequest\"\xf4\x01\n\x15\x44\x65scribeModelResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0f\n\x07step_ms\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x17\n\x0f\x64\x65\x66\x61ult_horizon\x18\x04 \x01(\r\x12\x13\n\x0bmax_horizon\x18\x05 \x01(\r\x12\x0e\n\x06levels\x18\x06 \x03(\x01\x12\x0f\n\x07\x65xperts\x18\x07 \x03(\t\x12\x11\n\tfunctions\x18\x08 \x01(\x04\x12\x15\n\rmax_functions\x18\t \x01(\x04\x12\x10\n\x08\x63lusters\x18\n \x01(\r\x12\x10\n\x08\x61s_of_ms\x18\x0b \x01(\x03\"=\n\x14ListFunctionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x15ListFunctionsResponse\x12\'\n\tfunctions\x18\x01 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x16\x44\x65leteFunctionsRequest\x12\'\n\tfunctions\x18\x01 \x03(\x0b\x32\x14.mesp.v1.FunctionKey\"*\n\x17\x44\x65leteFunctionsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04*\xb1\x01\n\x07Trigger\x12\x17\n\x13TRIGGER_UNSPECIFIED\x10\x00\x12\x10\n\x0cTRIGGER_HTTP\x10\x01\x12\x11\n\rTRIGGER_TIMER\x10\x02\x12\x11\n\rTRIGGER_QUEUE\x10\x03\x12\x11\n\rTRIGGER_EVENT\x10\x04\x12\x13\n\x0fTRIGGER_STORAGE\x10\x05\x12\x19\n\x15TRIGGER_ORCHESTRATION\x10\x06\x12\x12\n\x0eTRIGGER_OTHERS\x10\x07\x32\xde\x03\n\x10PredictorService\x12<\n\x07Observe\x12\x17.mesp.v1.ObserveRequest\x1a\x18.mesp.v1.ObserveResponse\x12\x41\n\x08\x46orecast\x12\x18.mesp.v1.ForecastRequest\x1a\x19.mesp.v1.ForecastResponse0\x01\x12S\n\x0eWatchForecasts\x12\x1e.mesp.v1.WatchForecastsRequest\x1a\x1f.mesp.v1.WatchForecastsResponse0\x01\x12N\n\rDescribeModel\x12\x1d.mesp.v1.DescribeModelRequest\x1a\x1e.mesp.v1.DescribeModelResponse\x12N\n\rListFunctions\x12\x1d.mesp.v1.ListFunctionsRequest\x1a\x1e.mesp.v1.ListFunctionsResponse\x12T\n\x0f\x44\x65leteFunctions\x12\x1f.mesp.v1.DeleteFunctionsRequest\x1a .mesp.v1.DeleteFunctionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesp.v1.predictor_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TRIGGER']._serialized_start=1400
+  _globals['_TRIGGER']._serialized_end=1577
   _globals['_STEPCOUNTS']._serialized_start=66
-  _globals['_STEPCOUNTS']._serialized_end=268
-  _globals['_OBSERVEREQUEST']._serialized_start=270
-  _globals['_OBSERVEREQUEST']._serialized_end=322
-  _globals['_OBSERVERESPONSE']._serialized_start=324
-  _globals['_OBSERVERESPONSE']._serialized_end=417
-  _globals['_REJECTION']._serialized_start=419
-  _globals['_REJECTION']._serialized_end=509
-  _globals['_FORECASTREQUEST']._serialized_start=511
-  _globals['_FORECASTREQUEST']._serialized_end=602
-  _globals['_FORECASTRESPONSE']._serialized_start=604
-  _globals['_FORECASTRESPONSE']._serialized_end=661
-  _globals['_WATCHFORECASTSREQUEST']._serialized_start=663
-  _globals['_WATCHFORECASTSREQUEST']._serialized_end=760
-  _globals['_WATCHFORECASTSRESPONSE']._serialized_start=762
-  _globals['_WATCHFORECASTSRESPONSE']._serialized_end=825
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=827
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=849
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=852
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1096
-  _globals['_LISTFUNCTIONSREQUEST']._serialized_start=1098
-  _globals['_LISTFUNCTIONSREQUEST']._serialized_end=1159
-  _globals['_LISTFUNCTIONSRESPONSE']._serialized_start=1161
-  _globals['_LISTFUNCTIONSRESPONSE']._serialized_end=1250
-  _globals['_DELETEFUNCTIONSREQUEST']._serialized_start=1252
-  _globals['_DELETEFUNCTIONSREQUEST']._serialized_end=1317
-  _globals['_DELETEFUNCTIONSRESPONSE']._serialized_start=1319
-  _globals['_DELETEFUNCTIONSRESPONSE']._serialized_end=1361
-  _globals['_PREDICTORSERVICE']._serialized_start=1364
-  _globals['_PREDICTORSERVICE']._serialized_end=1842
+  _globals['_STEPCOUNTS']._serialized_end=304
+  _globals['_OBSERVEREQUEST']._serialized_start=306
+  _globals['_OBSERVEREQUEST']._serialized_end=358
+  _globals['_OBSERVERESPONSE']._serialized_start=360
+  _globals['_OBSERVERESPONSE']._serialized_end=453
+  _globals['_REJECTION']._serialized_start=455
+  _globals['_REJECTION']._serialized_end=545
+  _globals['_FORECASTREQUEST']._serialized_start=547
+  _globals['_FORECASTREQUEST']._serialized_end=638
+  _globals['_FORECASTRESPONSE']._serialized_start=640
+  _globals['_FORECASTRESPONSE']._serialized_end=697
+  _globals['_WATCHFORECASTSREQUEST']._serialized_start=699
+  _globals['_WATCHFORECASTSREQUEST']._serialized_end=796
+  _globals['_WATCHFORECASTSRESPONSE']._serialized_start=798
+  _globals['_WATCHFORECASTSRESPONSE']._serialized_end=861
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=863
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=885
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=888
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=1132
+  _globals['_LISTFUNCTIONSREQUEST']._serialized_start=1134
+  _globals['_LISTFUNCTIONSREQUEST']._serialized_end=1195
+  _globals['_LISTFUNCTIONSRESPONSE']._serialized_start=1197
+  _globals['_LISTFUNCTIONSRESPONSE']._serialized_end=1286
+  _globals['_DELETEFUNCTIONSREQUEST']._serialized_start=1288
+  _globals['_DELETEFUNCTIONSREQUEST']._serialized_end=1353
+  _globals['_DELETEFUNCTIONSRESPONSE']._serialized_start=1355
+  _globals['_DELETEFUNCTIONSRESPONSE']._serialized_end=1397
+  _globals['_PREDICTORSERVICE']._serialized_start=1580
+  _globals['_PREDICTORSERVICE']._serialized_end=2058
 # @@protoc_insertion_point(module_scope)

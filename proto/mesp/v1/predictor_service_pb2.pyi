@@ -7,11 +7,48 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import mesp.v1.types_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Trigger:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _TriggerEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Trigger.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TRIGGER_UNSPECIFIED: _Trigger.ValueType  # 0
+    """Not known."""
+    TRIGGER_HTTP: _Trigger.ValueType  # 1
+    TRIGGER_TIMER: _Trigger.ValueType  # 2
+    TRIGGER_QUEUE: _Trigger.ValueType  # 3
+    TRIGGER_EVENT: _Trigger.ValueType  # 4
+    TRIGGER_STORAGE: _Trigger.ValueType  # 5
+    TRIGGER_ORCHESTRATION: _Trigger.ValueType  # 6
+    TRIGGER_OTHERS: _Trigger.ValueType  # 7
+
+class Trigger(_Trigger, metaclass=_TriggerEnumTypeWrapper):
+    """What invokes a function, in the words of the Azure Functions traces."""
+
+TRIGGER_UNSPECIFIED: Trigger.ValueType  # 0
+"""Not known."""
+TRIGGER_HTTP: Trigger.ValueType  # 1
+TRIGGER_TIMER: Trigger.ValueType  # 2
+TRIGGER_QUEUE: Trigger.ValueType  # 3
+TRIGGER_EVENT: Trigger.ValueType  # 4
+TRIGGER_STORAGE: Trigger.ValueType  # 5
+TRIGGER_ORCHESTRATION: Trigger.ValueType  # 6
+TRIGGER_OTHERS: Trigger.ValueType  # 7
+global___Trigger = Trigger
 
 @typing.final
 class StepCounts(google.protobuf.message.Message):
@@ -29,6 +66,7 @@ class StepCounts(google.protobuf.message.Message):
     COMPLETE_FIELD_NUMBER: builtins.int
     ARRIVAL_OFFSETS_MS_FIELD_NUMBER: builtins.int
     ARRIVAL_OFFSET_COUNTS_FIELD_NUMBER: builtins.int
+    TRIGGERS_FIELD_NUMBER: builtins.int
     source: builtins.str
     """Who counted: one controller, one activator tee. At most 253 bytes, not empty."""
     step_start_ms: builtins.int
@@ -54,6 +92,10 @@ class StepCounts(google.protobuf.message.Message):
     def arrival_offset_counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """With arrival_offsets_ms: how many of them each function has, one entry per function."""
 
+    @property
+    def triggers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Trigger.ValueType]:
+        """Optional: what invokes each function, one entry per function; where unspecified, what was said before stands."""
+
     def __init__(
         self,
         *,
@@ -65,8 +107,9 @@ class StepCounts(google.protobuf.message.Message):
         complete: builtins.bool = ...,
         arrival_offsets_ms: collections.abc.Iterable[builtins.int] | None = ...,
         arrival_offset_counts: collections.abc.Iterable[builtins.int] | None = ...,
+        triggers: collections.abc.Iterable[global___Trigger.ValueType] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arrival_offset_counts", b"arrival_offset_counts", "arrival_offsets_ms", b"arrival_offsets_ms", "complete", b"complete", "counts", b"counts", "functions", b"functions", "source", b"source", "step_ms", b"step_ms", "step_start_ms", b"step_start_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arrival_offset_counts", b"arrival_offset_counts", "arrival_offsets_ms", b"arrival_offsets_ms", "complete", b"complete", "counts", b"counts", "functions", b"functions", "source", b"source", "step_ms", b"step_ms", "step_start_ms", b"step_start_ms", "triggers", b"triggers"]) -> None: ...
 
 global___StepCounts = StepCounts
 
