@@ -39,10 +39,12 @@ HELLO, PLAIN = FunctionKey("guest", "hello"), FunctionKey("guest", "plain")
 
 
 class FakeBus:
-    """What is sent is also read, as by any reader of all topics."""
+    """What is sent is also read, as by any reader of all topics; nothing is while it `fails`."""
 
     def __init__(self, since_ms: int) -> None:
         self.since_ms = since_ms
+        self.unbroken_ms = (since_ms, since_ms)
+        self.fails = False
         self.leads = True
         self.ahead_ms = 0
         self.sent: list[tuple[str, Json]] = []
@@ -53,6 +55,9 @@ class FakeBus:
         self._waiting.append(Message(topic, at_ms, raw))
 
     async def take(self, now_ms: int) -> list[Message]:
+        self.unbroken_ms = (now_ms if self.fails else self.unbroken_ms[0], now_ms)
+        if self.fails:
+            return []
         taken = sorted((one for one in self._waiting if one.at_ms <= now_ms), key=lambda one: one.at_ms)
         self._waiting = [one for one in self._waiting if one.at_ms > now_ms]
         return [one._replace(at_ms=one.at_ms + self.ahead_ms) for one in taken]

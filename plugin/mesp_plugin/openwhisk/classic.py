@@ -141,7 +141,7 @@ class ClassicDriver(NothingEarly):
             self._read(message._replace(at_ms=at_ms), self._recorder)
         self._tell_skipped()
         self._early = {key: acks for key, acks in self._early.items() if now_ms - acks[0][0] < _EARLY_MS}
-        ended, changes = self._invokers.sweep(now_ms)
+        ended, changes = self._invokers.sweep(now_ms, self._bus.unbroken_ms)
         self._holdings.note(changes)
         self._give_up(now_ms)
         calls = [call for call in ended if not call.is_marker and (call.freed_ms or 0) >= self._began_ms]

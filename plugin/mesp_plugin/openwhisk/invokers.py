@@ -6,7 +6,8 @@ The record of its run, which comes with the ack of a blocking call, or as a user
 run (`init_ms` above 0) proves that no container of the function was idle, a warm one that there was one.
 
 A container rests for 10 s, is paused, and goes 10 minutes later (see `estimate`). An invoker that has not pinged for
-10 s is offline, and what it held is lost: it clears its node when it comes back.
+10 s is offline, and what it held is lost: it clears its node when it comes back. Where the bus itself was away, nobody
+could be heard, and nothing is known to be lost.
 
 Source: ContainerPool.scala, ContainerProxy.scala and InvokerSupervision.scala of apache/openwhisk (classic).
 """
@@ -178,13 +179,14 @@ class Pool:
         if call.container:
             self._lose(call.container)
 
-    def sweep(self, now_ms: int) -> None:
-        """What was idle for too long is gone; everything, when the invoker is offline."""
-        offline = self.is_offline(now_ms)
+    def sweep(self, now_ms: int, unbroken_ms: tuple[int, int]) -> None:
+        """What was idle for too long is gone; everything, when the invoker was silent on a bus that was not."""
+        since_ms, until_ms = unbroken_ms
+        lost = until_ms - max(self.heard_ms, since_ms) > OFFLINE_MS
         for one in list(self._all()):
-            if offline or (not one.running and now_ms - one.used_ms >= KEPT_MS):
+            if lost or (not one.running and now_ms - one.used_ms >= KEPT_MS):
                 self._lose(one)
-        if offline:
+        if lost:
             self._waiting.clear()
 
     def is_offline(self, now_ms: int) -> bool:
@@ -316,8 +318,12 @@ class Invokers:
         pool.told(call, ended)
         return call
 
-    def sweep(self, now_ms: int) -> tuple[list[Call], list[tuple[str, HoldingState]]]:
+    def sweep(self, now_ms: int, unbroken_ms: tuple[int, int]) -> tuple[list[Call], list[tuple[str, HoldingState]]]:
         """Closes what is over, and gives up calls without an ack.
+
+        Args:
+            now_ms: the time.
+            unbroken_ms: see `Bus.unbroken_ms`.
 
         Returns:
             calls that ended and of which all is known that will be; what became of orders since the last time.
@@ -335,7 +341,7 @@ class Invokers:
                 continue
             del self._calls[activation_id]
         for pool in self._pools.values():
-            pool.sweep(now_ms)
+            pool.sweep(now_ms, unbroken_ms)
         changes = [change for pool in self._pools.values() for change in pool.changes]
         for pool in self._pools.values():
             pool.changes.clear()

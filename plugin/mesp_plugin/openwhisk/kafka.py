@@ -15,6 +15,7 @@ and never with the password.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import ssl
 from contextlib import asynccontextmanager
@@ -34,13 +35,16 @@ if TYPE_CHECKING:
     from mesp_plugin.openwhisk.config import KafkaConfig
 
 _log = structlog.get_logger(__name__)
+# aiokafka tells each failed attempt; who wants that asks Python's logging for it.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 #: What is read, beside the topics of other deployments.
 CLASSIC_TOPICS: Final = re.compile(r"invoker\d{1,4}|completed.+|health|events")
 FPC_TOPICS: Final = re.compile(r"invoker\d{1,4}|scheduler.+|creationAck.+|completed.+|events")
 _MOST_BACK: Final = 20_000
 _MOST_WAITING_BYTES: Final = 256 * 2**20
-_REFRESH_S: Final = 5.0
+#: How soon a new topic, or that the broker is away, is noticed.
+_REFRESH_S: Final = 2.0
 _DEADLINE_MS: Final = 5_000
 _RETRY_S: Final = 1.0
 
@@ -69,6 +73,11 @@ class Bus(Protocol):
         """Since when every call was read; there is one after the first `take`."""
         ...
 
+    @property
+    def unbroken_ms(self) -> tuple[int, int]:
+        """From when until when silence is known to be somebody's own: a bus that fails is silent, too."""
+        ...
+
     async def take(self, now_ms: int) -> list[Message]:
         """What was said since the last call, oldest first; the first call begins to listen, and looks back."""
         ...
@@ -95,6 +104,8 @@ class KafkaBus:
         self._lease = lease
         self._producer = producer
         self.since_ms = 0
+        self.unbroken_ms = (0, 0)
+        self._answered = self._failed = False
         self._waiting: list[Message] = []
         self._waiting_bytes = 0
         self._pump: asyncio.Task[None] | None = None
@@ -108,9 +119,15 @@ class KafkaBus:
         """See `Bus.take`."""
         if self._pump is None:
             await self._begin(now_ms)
+            self._failed = True  # whatever came before
             self._pump = asyncio.create_task(self._read_on())
         elif self._pump.done():
             self._pump.result()
+        if self._failed:
+            self.unbroken_ms = (now_ms, now_ms)
+        elif self._answered:
+            self.unbroken_ms = (self.unbroken_ms[0], now_ms)
+        self._answered = self._failed = False
         taken = [one if one.at_ms >= 0 else one._replace(at_ms=now_ms) for one in self._waiting]
         self._waiting, self._waiting_bytes = [], 0
         return sorted(taken, key=lambda one: one.at_ms)
@@ -161,13 +178,14 @@ class KafkaBus:
                 if clock() >= due_s:
                     due_s = clock() + _REFRESH_S
                     await self._refresh()
+                    self._answered, failing = True, False
                 if self._waiting_bytes < _MOST_WAITING_BYTES:
                     await self._read(200)
                 else:
                     await asyncio.sleep(_RETRY_S)
                 await self._lease.getmany(timeout_ms=0)
-                failing = False
             except KafkaError as error:
+                self._failed = True
                 if not failing:
                     _log.warning("Kafka fails, trying again every second", error=type(error).__name__)
                 failing = True

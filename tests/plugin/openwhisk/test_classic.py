@@ -189,6 +189,20 @@ async def test_an_invoker_without_pings_is_offline(world: World) -> None:
     assert "offline" in ((await world.prewarm(HELLO)).refused or "")
 
 
+async def test_silence_of_the_bus_is_nobodys_end(world: World) -> None:
+    """While the bus is away, and for 10 s after, no invoker's containers count as lost; nothing is ordered either."""
+    await warm(world, HELLO)
+    world.bus.fails = True
+    await world.look(60_000)
+    assert len(await world.containers(HELLO)) == 1
+    assert "offline" in ((await world.prewarm(HELLO)).refused or "")
+    world.bus.fails = False
+    await world.look(10_000)
+    assert len(await world.containers(HELLO)) == 1
+    await world.look(1)
+    assert await world.containers(HELLO) == []
+
+
 async def test_a_ping_that_cannot_be_is_skipped(world: World) -> None:
     """A number that would make the balancer's order endless; and one dated ahead lives no longer for it."""
     world.ping(2_000_000_000)
