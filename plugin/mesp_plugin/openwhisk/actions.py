@@ -37,12 +37,14 @@ class Action:
     Attributes:
         opted_in_by: the rule by which markers may be sent, as a clause; None: they may not.
         init_names: parameters that /init makes environment variables; their values are left where they are.
+        web: it can be called over HTTP by anybody.
     """
 
     function: FunctionKey
     metadata: ActionMetaData
     opted_in_by: str | None
     init_names: frozenset[str] = frozenset()
+    web: bool = False
 
     def profile(self, *, duration_ms: float, lead_ms: float, nodes: tuple[str, ...]) -> FunctionProfile:
         """As the decision reads it; an action that has not opted in is observed and never acted on."""
@@ -98,13 +100,18 @@ class Actions:
             return None
         function = function_key(self._namespace, metadata.action.full_name)
         by = opted_in_by(fields, metadata.kind, function, self._opt_in)
-        return Action(function, metadata, by, _init_names(fields))
+        return Action(function, metadata, by, _init_names(fields), _is_web(fields))
 
 
 def _init_names(document: Fields) -> frozenset[str]:
     parameters = document.any("parameters")  # a list of objects with a key each: its metadata was read
     items = parameters if isinstance(parameters, list) else []
     return frozenset(str(item["key"]) for item in items if isinstance(item, dict) and item.get("init") is True)
+
+
+def _is_web(document: Fields) -> bool:
+    annotations = document.pairs("annotations")
+    return annotations.has("web-export") and annotations.any("web-export") is True
 
 
 def opted_in_by(document: Fields, kind: str, function: FunctionKey, rules: OptIn) -> str | None:

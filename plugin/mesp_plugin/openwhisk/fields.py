@@ -59,6 +59,11 @@ class Fields:
         self._members = members
         self._within = within
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The keys that are there."""
+        return tuple(self._members)
+
     def has(self, key: str) -> bool:
         """Whether the key is there, null included."""
         return key in self._members

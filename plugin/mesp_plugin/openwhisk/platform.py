@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mesp_plugin.metrics import OpenWhiskMetrics
     from mesp_plugin.openwhisk.driver import Driver
     from mesp_plugin.openwhisk.holdings import Holdings
+    from mesp_plugin.openwhisk.triggers import Triggers
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +60,7 @@ class OpenWhiskPlatform:
         mode: Literal["shadow", "on"],
         expiry_ms: int,
         metrics: OpenWhiskMetrics | None = None,
+        triggers: Triggers | None = None,
     ) -> None:
         self.tally = Tally()
         self._driver = driver
@@ -66,15 +68,16 @@ class OpenWhiskPlatform:
         self._mode = mode
         self._expiry_ms = expiry_ms
         self._metrics = metrics
+        self._triggers = triggers
         self._pretended: dict[str, tuple[Container, int]] = {}
         self._ids = itertools.count(1)
         self._used = _used(holdings)
 
     async def observe(self, now_ms: int) -> list[StepCounts]:
         """See `Platform.observe`."""
-        for item in self._holdings.expire(now_ms):
-            _log.info("expired", function=str(item.function), marker=item.marker)
         seen = await self._driver.observe(now_ms)
+        for item in self._holdings.expire(now_ms):  # after it is known what calls have met
+            _log.info("expired", function=str(item.function), marker=item.marker)
         self._pretended = {key: entry for key, entry in self._pretended.items() if entry[1] > now_ms}
         met = 0
         for function in seen.cold:
@@ -84,7 +87,10 @@ class OpenWhiskPlatform:
         met += len(used - self._used)
         self._used = used
         self._count(Tally(calls=seen.calls, cold=len(seen.cold), met=met))
-        return seen.steps
+        if self._triggers is None:
+            return seen.steps
+        await self._triggers.refresh(now_ms)
+        return [replace(step, triggers=self._triggers.known) for step in seen.steps]
 
     async def snapshot(self, now_ms: int) -> Snapshot:
         """See `Platform.snapshot`; in shadow mode with what is pretended to be there."""

@@ -152,6 +152,14 @@ class OpenWhiskApi:
         """An action's document, without its code."""
         return read_object("action", await self._get(f"{self._action(full_name)}?code=false"))
 
+    async def triggers(self) -> list[str]:
+        """The names of the namespace's triggers."""
+        return list(dict.fromkeys(await self._pages("triggers", "", lambda fields: fields.text("name", NAME))))
+
+    async def trigger(self, name: str) -> Fields:
+        """A trigger's document."""
+        return read_object("trigger", await self._get(f"{self._base}/triggers/{quote(name, safe='')}"))
+
     async def activations(self, since_ms: int, upto_ms: int) -> list[ActivationRecord]:
         """Records of runs that began in [since, upto], each once; a record is there only when its run has ended.
 

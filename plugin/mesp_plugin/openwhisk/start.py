@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from mesp.errors import InputError, UnavailableError
+from mesp_plugin.loop import WallClock
 from mesp_plugin.openwhisk.actions import Actions
 from mesp_plugin.openwhisk.budget import Budget
 from mesp_plugin.openwhisk.classic import ClassicDriver
+from mesp_plugin.openwhisk.cluster import Cluster, keep_up
+from mesp_plugin.openwhisk.etcd import open_etcd
+from mesp_plugin.openwhisk.fpc import FpcDriver
 from mesp_plugin.openwhisk.holdings import Holdings
-from mesp_plugin.openwhisk.kafka import open_bus
+from mesp_plugin.openwhisk.holds import Holds
+from mesp_plugin.openwhisk.kafka import FPC_TOPICS, open_bus
+from mesp_plugin.openwhisk.lease import Lease
 from mesp_plugin.openwhisk.messages import Caller
 from mesp_plugin.openwhisk.platform import OpenWhiskPlatform
 from mesp_plugin.openwhisk.probe import probe
 from mesp_plugin.openwhisk.rest import Key, OpenWhiskApi, connect
 from mesp_plugin.openwhisk.standalone import StandaloneDriver
+from mesp_plugin.openwhisk.triggers import Triggers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from mesp_plugin.loop import Clock
     from mesp_plugin.metrics import OpenWhiskMetrics
-    from mesp_plugin.openwhisk.config import OpenWhiskConfig
+    from mesp_plugin.openwhisk.config import EtcdConfig, OpenWhiskConfig
     from mesp_plugin.openwhisk.driver import Driver
 
 
 @asynccontextmanager
 async def open_platform(
-    config: OpenWhiskConfig, metrics: OpenWhiskMetrics | None = None
+    config: OpenWhiskConfig, metrics: OpenWhiskMetrics | None = None, clock: Clock | None = None
 ) -> AsyncIterator[OpenWhiskPlatform]:
     """Probes, and opens the platform with the driver that is configured, or that fits.
+
+    Args:
+        config: the settings.
+        metrics: where they are counted.
+        clock: by which containers are held (FPC); None: the machine's.
 
     Raises:
         InputError: no key, a key that is not taken, a driver that this version does not have, a state file that
@@ -54,14 +68,50 @@ async def open_platform(
                 raise UnavailableError(f"no driver can be used at {config.api_host}: {trouble}")
             actions = Actions(api, found.namespace, config.opt_in)
             driver: Driver
+            owner = _owner(key, found.namespace)
             if name == "classic" and config.kafka:
                 bus = await stack.enter_async_context(open_bus(config.kafka))
-                owner = _owner(key, found.namespace)
                 driver = ClassicDriver(bus, found.namespace, owner, actions, holdings, config, metrics)
+            elif name == "fpc" and config.kafka and config.etcd:
+                bus = await stack.enter_async_context(open_bus(config.kafka, FPC_TOPICS))
+                limit = (await api.limits()).concurrent
+                waits = await stack.enter_async_context(_waiting(config, config.etcd, holdings, clock, metrics))
+                driver = FpcDriver(bus, *waits, found.namespace, owner, actions, holdings, config, limit, metrics)
             else:
                 budget = Budget(await api.limits(), config.limits_margin_share)
                 driver = StandaloneDriver(api, found.namespace, actions, holdings, config, budget)
-            yield OpenWhiskPlatform(driver, holdings, mode=config.mode, expiry_ms=config.expiry_ms, metrics=metrics)
+            triggers = Triggers(api, found.namespace, actions)
+            yield OpenWhiskPlatform(
+                driver, holdings, mode=config.mode, expiry_ms=config.expiry_ms, metrics=metrics, triggers=triggers
+            )
+
+
+@asynccontextmanager
+async def _waiting(
+    config: OpenWhiskConfig,
+    etcd_config: EtcdConfig,
+    holdings: Holdings,
+    clock: Clock | None,
+    metrics: OpenWhiskMetrics | None,
+) -> AsyncIterator[tuple[Cluster, Holds, Lease]]:
+    """Follows etcd, asks for the lease, and answers fetches while the block runs; should one of these break, so does all."""
+    from mesp_plugin.openwhisk.service import serving  # noqa: PLC0415 (grpc is needed by this driver alone)
+
+    cluster = Cluster(etcd_config.cluster)
+    holds = Holds(cluster, holdings, clock or WallClock())
+    async with open_etcd(etcd_config) as etcd, asyncio.TaskGroup() as tasks:
+        there, _ = await etcd.look(f"{cluster.name}/")  # the plain sentence where etcd is not there, or not for us
+        cluster.replace(there)
+        lease = Lease(etcd, config.kafka.group if config.kafka else "mesp")
+        await lease.renew()
+        async with serving(holds, f"{config.fpc.listen}:{config.fpc.port}", metrics):
+            running = [tasks.create_task(keep_up(etcd, cluster)), tasks.create_task(lease.keep())]
+            try:
+                yield cluster, holds, lease
+            finally:
+                for task in running:
+                    task.cancel()
+                await lease.give_up()
 
 
 @contextmanager
