@@ -86,12 +86,17 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Prewarm:
-    """Start `count` containers of a function on a node, and why (one sentence with the deciding numbers)."""
+    """Start `count` containers of a function on a node, and why (one sentence with the deciding numbers).
+
+    Attributes:
+        likely: probability of a call in what is left of the nearest step; not on the wire, 0 there.
+    """
 
     function: FunctionKey
     node: str
     count: int
     reason: str
+    likely: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

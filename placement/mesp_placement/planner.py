@@ -164,7 +164,7 @@ def _prewarms(cluster: Cluster, wish: _Wish, config: PlacementConfig) -> Iterato
         left -= placed.total()
         reason = f"{wanted} wanted, {have} there: {wish.because(i)}" if placed else ""
         for node, count in placed.items():
-            yield Prewarm(profile.function, cluster.fleet.names[node], count, reason)
+            yield Prewarm(profile.function, cluster.fleet.names[node], count, reason, likely=float(wish.active[0, i]))
 
 
 def _place(cluster: Cluster, profile: FunctionProfile, count: int, config: PlacementConfig) -> Counter[int]:

@@ -44,13 +44,15 @@ class Seen:
 
     Attributes:
         last: its last call.
-        described: its action as a scheduler last described it, of revision `revision`.
+        described: its action as a scheduler last described it.
+        version, revision: of its action, the newest that a call or a scheduler's order had.
         duration_ms: mean run time; None before any run ended.
         ended_ms: when its last run ended.
     """
 
     last: ActivationMessage | None = None
     described: ActionMetaData | None = None
+    version: str | None = None
     revision: str | None = None
     duration_ms: float | None = None
     ended_ms: int | None = None
@@ -67,10 +69,17 @@ class Call:
 
 
 class Calls:
-    """All calls that are open, and what is known of every function. Times are injected."""
+    """All calls that are open, and what is known of every function. Times are injected.
+
+    Attributes:
+        limits: by namespace its own limit on concurrent invocations, None where the platform's holds.
+        refused: acks of containers that could not be made, ours among them.
+        skipped: why messages could not be read.
+    """
 
     def __init__(self) -> None:
         self.seen: dict[FunctionKey, Seen] = {}
+        self.limits: dict[str, int | None] = {}
         self.refused: list[CreationAck] = []
         self.skipped: list[str] = []
         self._open: dict[str, Call] = {}
@@ -128,7 +137,8 @@ class Calls:
                 order = parse_container_message(value, topic)
                 if isinstance(order, ContainerCreation) and not is_platform_action(order.action.full_name):
                     seen = self._of(order.function)
-                    seen.described, seen.revision = order.metadata, order.revision
+                    seen.described = order.metadata
+                    seen.version, seen.revision = order.action.version, order.revision
         except InputError as error:
             self.skipped.append(str(error))  # which names what is wrong, and quotes nothing
 
@@ -136,8 +146,10 @@ class Calls:
         known = message.activation_id in self._open or message.activation_id in self._over
         if not message.is_call or known:
             return
+        self.limits[message.caller.namespace] = message.caller.concurrent_invocations
         self._open[message.activation_id] = Call(message.function, at_ms)
-        self._of(message.function).last = message
+        seen = self._of(message.function)
+        seen.last, seen.version, seen.revision = message, message.action.version, message.revision
         recorder.arrival(message.function, at_ms)
 
     def _acknowledged(self, ack: Ack, at_ms: int) -> bool:

@@ -150,10 +150,10 @@ class Holds:
         kept.changed.set()
         return True
 
-    def met_without_init(self, function: FunctionKey, now_ms: int) -> bool:
-        """Whether a call that initialised its container met one of ours that had been handed over; each counts once."""
+    def met(self, function: FunctionKey, arrived_ms: int) -> bool:
+        """Whether a call that initialised its container met one of ours, handed over for it; each counts once."""
         handed = self._handed[function]
-        while handed and handed[0][0] < now_ms:
+        while handed and handed[0][0] + _UNUSED_MS < arrived_ms:
             handed.popleft()
         if not handed:
             return False
@@ -273,7 +273,7 @@ class Holds:
             became = HoldingState.USED if kept.initialised else HoldingState.GONE
             self._holdings.note([(kept.marker, became)])
             if not kept.initialised:
-                self._handed[kept.function].append((self._clock.now_ms() + _UNUSED_MS, kept.marker))
+                self._handed[kept.function].append((self._clock.now_ms(), kept.marker))
 
     def _hear(self, key: Key, begins: bool) -> None:
         match key:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from mesp.errors import MespError
 from mesp_plugin.openwhisk.actions import Actions
+from mesp_plugin.openwhisk.etcd import open_etcd
 from mesp_plugin.openwhisk.kafka import topics
 
 if TYPE_CHECKING:
     from mesp_plugin.openwhisk.config import OpenWhiskConfig
     from mesp_plugin.openwhisk.rest import OpenWhiskApi
 
-#: Drivers that are not there yet, and why.
-_NOT_YET = {"fpc": "this version of MESP does not speak etcd yet"}
+_SILENT = "the API does not answer, or not for this key"
 _INVOKER = re.compile(r"invoker\d+")
 
 
@@ -94,11 +94,29 @@ async def probe(api: OpenWhiskApi, config: OpenWhiskConfig) -> Probe:
         found["invokers"] = len(await api.invokers())
     except MespError as error:
         trouble.append(str(error))
-    classic = (
-        "the API does not answer, or not for this key" if "actions" not in found else await _why_not_classic(config)
-    )
-    found["drivers"] = {"classic": classic, "standalone": _why_not_standalone(found)} | _NOT_YET
+    answers = "actions" in found
+    found["drivers"] = {
+        "fpc": await _why_not_fpc(config) if answers else _SILENT,
+        "classic": await _why_not_classic(config) if answers else _SILENT,
+        "standalone": _why_not_standalone(found) if answers else _SILENT,
+    }
     return Probe(**found, trouble=tuple(trouble))
+
+
+async def _why_not_fpc(config: OpenWhiskConfig) -> str | None:
+    if config.kafka is None or config.etcd is None:
+        return f"{'kafka' if config.kafka is None else 'etcd'} is null in the configuration"
+    try:
+        there = await topics(config.kafka)
+        async with open_etcd(config.etcd) as etcd:
+            schedulers, _ = await etcd.look(f"{config.etcd.cluster}/scheduler/")
+    except MespError as error:
+        return str(error)
+    if not any(name.startswith("scheduler") for name in there):
+        return f"Kafka at {config.kafka.bootstrap_servers} has no topic {config.kafka.prefix}schedulerN"
+    if not schedulers:
+        return f"etcd has no living scheduler below {config.etcd.cluster}/scheduler/"
+    return None
 
 
 async def _why_not_classic(config: OpenWhiskConfig) -> str | None:
@@ -116,8 +134,6 @@ async def _why_not_classic(config: OpenWhiskConfig) -> str | None:
 
 
 def _why_not_standalone(found: dict[str, Any]) -> str | None:
-    if "actions" not in found:
-        return "the API does not answer, or not for this key"
     if "in_flight" not in found:
         return "GET /activation does not answer: calls in flight cannot be seen"
     if found.get("invokers"):

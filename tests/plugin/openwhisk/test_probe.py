@@ -73,7 +73,7 @@ async def test_registered_invokers_rule_standalone_out(here: Beside) -> None:
     ("key", "settings", "error", "words"),
     [
         ("a:b", {}, RefusedError, "does not take the API key"),
-        (KEY, {"driver": "fpc"}, InputError, "driver = fpc: this version of MESP does not speak etcd"),
+        (KEY, {"driver": "fpc"}, InputError, "driver = fpc: kafka is null in the configuration"),
         (KEY, {"api_host": "http://127.0.0.1:9"}, UnavailableError, "does not answer"),
     ],
 )
