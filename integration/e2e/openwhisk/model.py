@@ -105,6 +105,8 @@ class Store:
     def __init__(self, *users: User) -> None:
         self.users = {user.namespace: user for user in users}
         self.records: dict[str, Json] = {}
+        #: By namespace (FPC): ``concurrent`` calls, and ``keeping_count`` paused containers kept ``keeping_s`` longer.
+        self.limits: dict[str, dict[str, float]] = {}
         self._revisions: dict[str, list[Action]] = {}
 
     def put(self, action: Action) -> Action:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from e2e.openwhisk.model import Json
 
 #: Topics worth keeping, whatever stands in front of them.
-TOPICS = "(invoker[0-9]+|completed.+|health|events)$"
+TOPICS = "(invoker[0-9]+|scheduler[0-9]+|completed.+|creationAck.+|health|events)$"
 
 
 class Recording:
@@ -44,6 +44,18 @@ class Recording:
         stamp = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = f"[{stamp}] [{level}] [#tid_{transid}] [{source}] {message}"
         self._add({"t": now_ms, "src": "log", "component": component, "line": line})
+
+    def message(self, topic: str, value: Json) -> None:
+        """A message, where there is no broker from which it could be read."""
+        now_ms, raw = self._clock.now_ms, json.dumps(value)
+        self._add(
+            {"t": now_ms, "src": "kafka", "topic": topic, "ts": now_ms, "key": None, "value": _readable(raw.encode())}
+        )
+
+    def key(self, key: str, value: str | None) -> None:
+        """A key of etcd was written, or deleted (None)."""
+        kind = "DELETE" if value is None else "PUT"
+        self._add({"t": self._clock.now_ms, "src": "etcd", "type": kind, "key": f"whisk/{key}", "value": value or ""})
 
     def driver(self, what: str, **members: object) -> None:
         """What the test did or saw."""

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 #: What a required member must be: a type, a pattern for texts, or the members of an object.
 Shape: TypeAlias = "type | re.Pattern[str] | dict[str, Shape]"
 
-_NAME: Final = re.compile(r"\w([\w@ .&-]*[\w@.&-])?", re.ASCII)
+#: A namespace, or the name of an action.
+NAME: Final = re.compile(r"\w([\w@ .&-]*[\w@.&-])?", re.ASCII)
 _CALL: Final[dict[str, Shape]] = {
-    "action": {"path": str, "name": _NAME},
+    "action": {"path": str, "name": NAME},
     "user": {
         "subject": re.compile(r".{5,}"),
-        "namespace": {"name": _NAME, "uuid": str},
+        "namespace": {"name": NAME, "uuid": str},
         "authkey": dict,
         "rights": list,
         "limits": dict,
@@ -54,10 +55,11 @@ def check_call(message: Json) -> None:
             pass
         case _:
             raise DroppedError("'transid' must be a list of a text and a time")
-    _check(message, _CALL)
+    check(message, _CALL)
 
 
-def _check(members: Json, shape: dict[str, Shape]) -> None:
+def check(members: Json, shape: dict[str, Shape]) -> None:
+    """Raises `DroppedError` where a required member is absent or not as the shape says."""
     for key, wanted in shape.items():
         if key not in members:
             raise DroppedError(f"Object is missing required member '{key}'")
@@ -65,7 +67,7 @@ def _check(members: Json, shape: dict[str, Shape]) -> None:
         if isinstance(wanted, dict):
             if not isinstance(value, dict):
                 raise DroppedError(f"'{key}' must be an object")
-            _check(value, wanted)
+            check(value, wanted)
         elif isinstance(wanted, re.Pattern):
             if not isinstance(value, str) or not wanted.fullmatch(value):
                 raise DroppedError(f"'{key}' is malformed")
@@ -172,6 +174,29 @@ def record(
         "start": start_ms,
         "subject": call["user"]["subject"],
         "version": version,
+    }
+
+
+def fallback(call: Json, kind: str, response: Response, now_ms: int, limits: Json | None = None) -> Json:
+    """The record of an activation that nobody ran, though its action is known (FPC)."""
+    name = call["action"]
+    annotations: Json = {"causedBy": "sequence"} if "cause" in call else {}
+    annotations |= {"path": f"{name['path']}/{name['name']}", "kind": kind}
+    annotations |= {} if limits is None else {"limits": limits}
+    cause = {"cause": call["cause"]} if "cause" in call else {}
+    return cause | {
+        "activationId": call["activationId"],
+        "annotations": [{"key": key, "value": value} for key, value in annotations.items()],
+        "duration": 0,
+        "end": now_ms,
+        "logs": [],
+        "name": name["name"],
+        "namespace": call["user"]["namespace"]["name"],
+        "publish": False,
+        "response": response.to_json(),
+        "start": now_ms,
+        "subject": call["user"]["subject"],
+        "version": name.get("version", "0.0.1"),
     }
 
 
