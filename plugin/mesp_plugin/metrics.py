@@ -79,7 +79,7 @@ class OpenWhiskMetrics:
 
         self.calls = counter("calls", "Users' calls whose runs ended")
         self.cold_starts = counter("cold_starts", "Users' calls that waited for a container to be initialised")
-        self.prewarmed = counter("prewarmed", "Containers ordered")
+        self.prewarmed = counter("prewarmed", "Containers that MESP's orders made")
         self.prewarmed_met = counter("prewarmed_met", "Users' calls that found a container of MESP's waiting")
         self.shadow_prewarmed = counter("shadow_prewarmed", "Containers that would have been ordered (mode shadow)")
         self.shadow_met = counter("shadow_met", "Cold calls that would have found such a container (mode shadow)")

@@ -64,7 +64,7 @@ class Driver(Protocol):
         ...
 
     async def release_all(self, now_ms: int) -> Done:
-        """Removes all that MESP added and nobody used, as far as this way of acting can."""
+        """Removes all that MESP added and nobody used, as far as this way of acting can; asked again at every tick."""
         ...
 
 
@@ -85,11 +85,10 @@ class NothingEarly:
         return Done(refused=f"{wish.container_id}: {self.name} cannot remove a container early, it goes by itself")
 
     async def release_all(self, now_ms: int) -> Done:
-        """Not possible here: how many are left until when, once."""
+        """Not possible here: how many are left until when."""
         left = self._holdings.alive()
-        if not left or "all" in self._told:
+        if not left:
             return Done()
-        self._told.add("all")
         wait_s = max(item.until_ms for item in left) / 1e3 - now_ms / 1e3
         return Done(
             refused=f"{self.name} cannot remove containers early: {len(left)} go by themselves in {wait_s:.0f} s"

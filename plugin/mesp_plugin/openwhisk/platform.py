@@ -39,7 +39,8 @@ class Tally:
     Attributes:
         calls: users' calls whose runs ended.
         cold: those among them that waited for a container.
-        ordered: containers ordered; in shadow mode, that would have been.
+        ordered: containers that orders have made, and at the start those that an earlier life's had; in shadow mode,
+            that would have been ordered. An order that met a container that was there made none.
         met: users' calls that found such a container; in shadow mode, cold calls that would have.
     """
 
@@ -62,7 +63,8 @@ class OpenWhiskPlatform:
         metrics: OpenWhiskMetrics | None = None,
         triggers: Triggers | None = None,
     ) -> None:
-        self.tally = Tally()
+        held = sum(item.state is HoldingState.HELD for item in holdings.alive())
+        self.tally = Tally(ordered=0 if mode == "shadow" else held)
         self._driver = driver
         self._holdings = holdings
         self._mode = mode
@@ -71,7 +73,8 @@ class OpenWhiskPlatform:
         self._triggers = triggers
         self._pretended: dict[str, tuple[Container, int]] = {}
         self._ids = itertools.count(1)
-        self._used = _used(holdings)
+        self._made, self._used = _made(holdings), _used(holdings)
+        self._releasing = False
 
     async def observe(self, now_ms: int) -> list[StepCounts]:
         """See `Platform.observe`."""
@@ -79,6 +82,9 @@ class OpenWhiskPlatform:
         for item in self._holdings.expire(now_ms):  # after it is known what calls have met
             _log.info("expired", function=str(item.function), marker=item.marker)
         self._pretended = {key: entry for key, entry in self._pretended.items() if entry[1] > now_ms}
+        made = _made(self._holdings)
+        ordered = len(made - self._made)
+        self._made = (self._made | made) & {item.marker for item in self._holdings.all()}
         met = 0
         for function in seen.cold:
             key = next((key for key, (one, _) in self._pretended.items() if one.function == function), None)
@@ -86,7 +92,7 @@ class OpenWhiskPlatform:
         used = _used(self._holdings)
         met += len(used - self._used)
         self._used = used
-        self._count(Tally(calls=seen.calls, cold=len(seen.cold), met=met))
+        self._count(Tally(calls=seen.calls, cold=len(seen.cold), ordered=ordered, met=met))
         if self._triggers is None:
             return seen.steps
         await self._triggers.refresh(now_ms)
@@ -111,13 +117,15 @@ class OpenWhiskPlatform:
             return self._pretend(plan, now_ms)
         if self._holdings.released:
             back = await self._try("release --all", self._driver.release_all(now_ms))
+            if self._releasing:
+                back = Done(back.count)  # why not all of it was said
+            self._releasing = True
             idle = f"{len(plan.prewarms)} prewarms left out: released, until mesp plugin openwhisk resume"
             return _outcomes([], [back, Done(refused=idle if plan.prewarms else None)])
+        self._releasing = False
         prewarmed = [await self._try(str(wish.function), self._driver.prewarm(wish, now_ms)) for wish in plan.prewarms]
         released = [await self._try(wish.container_id, self._driver.release(wish, now_ms)) for wish in plan.releases]
-        outcomes = _outcomes(prewarmed, released)
-        self._count(Tally(ordered=outcomes.prewarmed))
-        return outcomes
+        return _outcomes(prewarmed, released)
 
     async def _try(self, what: str, item: Awaitable[Done]) -> Done:
         try:
@@ -149,6 +157,10 @@ class OpenWhiskPlatform:
         )
         if self._metrics:
             self._metrics.note(more, shadow=self._mode == "shadow")
+
+
+def _made(holdings: Holdings) -> set[str]:
+    return {item.marker for item in holdings.all() if item.state in {HoldingState.HELD, HoldingState.USED}}
 
 
 def _used(holdings: Holdings) -> set[str]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesp.errors import UnavailableError
 from mesp.types import FunctionKey
@@ -31,6 +33,7 @@ class Scripted:
     cold: tuple[FunctionKey, ...] = ()
     told: list[str] = field(default_factory=list)
     broken: bool = False
+    back: Done = field(default_factory=lambda: Done(3))
 
     async def observe(self, now_ms: int) -> Observed:
         return Observed([], len(self.cold), self.cold)
@@ -50,7 +53,7 @@ class Scripted:
 
     async def release_all(self, now_ms: int) -> Done:
         self.told.append("release all")
-        return Done(3)
+        return self.back
 
 
 @pytest.fixture
@@ -121,6 +124,52 @@ async def test_released_takes_back_and_adds_nothing_until_resumed(driver: Script
     holdings.resume()
     assert (await acting.apply(WISH, 0)).prewarmed == 2
     assert driver.told == ["release all", "prewarm 2"]
+
+
+async def test_each_release_says_once_what_stays(driver: Scripted, holdings: Holdings) -> None:
+    """At every tick it is tried again, and told in the first; after `resume`, the next release tells it anew."""
+    acting, driver.back = platform(driver, holdings), Done(refused="two stay")
+    told = []
+    for _ in range(2):
+        holdings.release()
+        told += [(await acting.apply(Plan(), 0)).refused for _ in range(2)]
+        holdings.resume()
+        await acting.apply(Plan(), 0)
+    assert told == [("two stay",), ()] * 2
+    assert driver.told == ["release all"] * 4
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(HoldingState)), max_size=6), min_size=1, max_size=6),
+    st.integers(0, 5),
+)
+async def test_no_more_calls_meet_containers_than_orders_made(
+    tmp_path_factory: pytest.TempPathFactory, looks: list[list[tuple[int, HoldingState]]], killed_at: int
+) -> None:
+    """Whatever becomes of orders, in one life or two: one that met a container which was there counts for neither."""
+    path = tmp_path_factory.mktemp("tally") / "state.json"
+    holdings = Holdings(path)
+    holdings.add(Holding(f"{n:032x}", HELLO, "n", 0, 1_000_000) for n in range(5))
+    acting = platform(Scripted(), holdings)
+    for place, changes in enumerate(looks):
+        if place == killed_at:
+            holdings = Holdings(path)
+            acting = platform(Scripted(), holdings)
+        holdings.note((f"{n:032x}", state) for n, state in changes)
+        await acting.observe(place)
+        assert acting.tally.met <= acting.tally.ordered <= 5
+
+
+async def test_a_reused_container_was_not_made(driver: Scripted, holdings: Holdings) -> None:
+    """Three markers for one container more where two were believed idle: one was there, two are made, both are met."""
+    acting = platform(driver, holdings)
+    holdings.add(Holding(f"{n:032x}", HELLO, "n", 0, 1_000_000) for n in range(3))
+    states = (HoldingState.REUSED, HoldingState.HELD, HoldingState.HELD)
+    holdings.note((f"{n:032x}", state) for n, state in enumerate(states))
+    await acting.observe(0)
+    holdings.note((f"{n:032x}", HoldingState.USED) for n in (1, 2))
+    await acting.observe(1)
+    assert (acting.tally.ordered, acting.tally.met) == (2, 2)
 
 
 async def test_what_expires_is_no_longer_held_and_what_was_used_counts_once(
