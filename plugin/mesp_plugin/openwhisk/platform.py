@@ -82,16 +82,14 @@ class OpenWhiskPlatform:
         for item in self._holdings.expire(now_ms):  # after it is known what calls have met
             _log.info("expired", function=str(item.function), marker=item.marker)
         self._pretended = {key: entry for key, entry in self._pretended.items() if entry[1] > now_ms}
-        made = _made(self._holdings)
-        ordered = len(made - self._made)
-        self._made = (self._made | made) & {item.marker for item in self._holdings.all()}
-        met = 0
+        made, used = _made(self._holdings), _used(self._holdings)
+        ordered, met = len(made - self._made), len(used - self._used)
+        # Once for each, even if what is known of it changes.
+        known = {item.marker for item in self._holdings.all()}
+        self._made, self._used = (self._made | made) & known, (self._used | used) & known
         for function in seen.cold:
             key = next((key for key, (one, _) in self._pretended.items() if one.function == function), None)
             met += key is not None and self._pretended.pop(key) is not None
-        used = _used(self._holdings)
-        met += len(used - self._used)
-        self._used = used
         self._count(Tally(calls=seen.calls, cold=len(seen.cold), ordered=ordered, met=met))
         if self._triggers is None:
             return seen.steps
