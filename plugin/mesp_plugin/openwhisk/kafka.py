@@ -41,6 +41,7 @@ logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 #: What is read, beside the topics of other deployments.
 CLASSIC_TOPICS: Final = re.compile(r"invoker\d{1,4}|completed.+|health|events")
 FPC_TOPICS: Final = re.compile(r"invoker\d{1,4}|scheduler.+|creationAck.+|completed.+|events")
+_WHOLE_MS: Final = 60_000
 _MOST_BACK: Final = 20_000
 _MOST_WAITING_BYTES: Final = 256 * 2**20
 #: How soon a new topic, or that the broker is away, is noticed.
@@ -156,13 +157,15 @@ class KafkaBus:
             partitions = await self._partitions()
             ends = await self._reader.end_offsets(partitions)
             first = await self._reader.beginning_offsets(partitions)
-            since = await self._reader.offsets_for_times(dict.fromkeys(partitions, max(0, now_ms - KEPT_MS)))
+            # From a whole minute on: a part of one would replace what an earlier life reported of all of it.
+            look_back_ms = max(0, now_ms - KEPT_MS) // _WHOLE_MS * _WHOLE_MS
+            since = await self._reader.offsets_for_times(dict.fromkeys(partitions, look_back_ms))
             begins = {
                 one: max(first[one], ends[one] - _MOST_BACK, found.offset if (found := since[one]) else ends[one])
                 for one in partitions
             }
             cut = any(begins[one] == ends[one] - _MOST_BACK for one in partitions)
-            self.since_ms = now_ms if cut else now_ms - KEPT_MS
+            self.since_ms = now_ms if cut else look_back_ms
             self._assign(begins)
             while any([await self._reader.position(one) < ends[one] for one in partitions]):
                 await self._read(_DEADLINE_MS)
