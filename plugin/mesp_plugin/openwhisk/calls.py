@@ -77,7 +77,9 @@ class Calls:
         skipped: why messages could not be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: str) -> None:
+        """`group` is the name under which MESP itself orders containers."""
+        self._group = group
         self.seen: dict[FunctionKey, Seen] = {}
         self.limits: dict[str, int | None] = {}
         self.refused: list[CreationAck] = []
@@ -89,11 +91,11 @@ class Calls:
     def read(self, messages: Iterable[Message], recorder: Recorder, now_ms: int) -> None:
         """Takes messages in, oldest first; `refused` and `skipped` grow until somebody clears them."""
         again, self._early = self._early, []
-        for message in again:
-            self._read(message, recorder, is_first=False)
         for message in messages:
             at_ms = min(message.at_ms, now_ms)  # the sender's clock may be ahead
             self._read(message._replace(at_ms=at_ms), recorder, is_first=True)
+        for message in again:
+            self._read(message, recorder, is_first=False)
 
     def ended(self, now_ms: int) -> list[Call]:
         """Calls that are over, and of which all is known that will be; those without an end are given up."""
@@ -135,10 +137,8 @@ class Calls:
                 self.refused += [ack_of_ours] if ack_of_ours.error else []
             elif topic.startswith("invoker"):
                 order = parse_container_message(value, topic)
-                if isinstance(order, ContainerCreation) and not is_platform_action(order.action.full_name):
-                    seen = self._of(order.function)
-                    seen.described = order.metadata
-                    seen.version, seen.revision = order.action.version, order.revision
+                if isinstance(order, ContainerCreation):
+                    self._described(order)
         except InputError as error:
             self.skipped.append(str(error))  # which names what is wrong, and quotes nothing
 
@@ -151,6 +151,12 @@ class Calls:
         seen = self._of(message.function)
         seen.last, seen.version, seen.revision = message, message.action.version, message.revision
         recorder.arrival(message.function, at_ms)
+
+    def _described(self, order: ContainerCreation) -> None:
+        if order.scheduler == self._group or is_platform_action(order.action.full_name):
+            return  # an order of ours repeats what was known
+        seen = self._of(order.function)
+        seen.described, seen.version, seen.revision = order.metadata, order.action.version, order.revision
 
     def _acknowledged(self, ack: Ack, at_ms: int) -> bool:
         """Whether the call is known."""

@@ -129,22 +129,22 @@ class Etcd:
 
     async def _post(self, path: str, request: JsonObject, within: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         """The first answer with status 200; each endpoint is asked once, and one again with a new token."""
-        renewed, failure = False, UnavailableError("etcd: no endpoint answers")
-        for _ in range(len(self._endpoints) + 1):
+        renewed, silent = False, 0
+        while True:
             try:
                 if self._password is not None and not self._headers:
                     renewed = True
                     await self._authenticate()
                 return await self._try(path, request, within)
-            except _TokenError as error:
-                failure = error
+            except _TokenError:
                 self._headers = {}
                 if renewed:
-                    break
-            except UnavailableError as error:
-                failure = error
+                    raise
+            except UnavailableError:
+                silent += 1
                 self._endpoints.append(self._endpoints.pop(0))
-        raise UnavailableError(str(failure)) from None
+                if silent == len(self._endpoints):
+                    raise
 
     async def _try(self, path: str, request: JsonObject, within: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         url = f"{self._endpoints[0]}/v3/{path}"

@@ -107,7 +107,7 @@ class FpcDriver:
         self._limit = limit
         self._metrics = metrics
         self._random_bits = random_bits
-        self._calls = Calls()
+        self._calls = Calls(self._group)
         self._recipes = Recipes(actions, self._calls, config.opt_in, self._group, owner, random_bits)
         self._view = View(cluster, self._calls, holds, holdings, config.lead_ms)
         self._recorder: Recorder | None = None
