@@ -233,10 +233,14 @@ class FpcDriver:
         recipe = self._recipes.of(key)
         if isinstance(recipe, str):
             return Done(refused=f"{key}: {recipe}")
-        resumed = sum(
-            one.function == key and node_name(one.invoker) == wish.node and one.revision == recipe.revision
+        paused = [
+            one.container_id
             for one in self._cluster.warmed.values()
-        )
+            if one.function == key and node_name(one.invoker) == wish.node and one.revision == recipe.revision
+        ]
+        if any(map(self._holds.stays_away, paused)):
+            return Done(refused=f"{key}: an order would only wake a paused container of it on {wish.node}")
+        resumed = len(paused)  # they take the first orders
         count, why = self._places(wish, resumed)
         if lacking := self._lacks(wish.node, (count + resumed) * recipe.metadata.memory_mb):
             return Done(refused=f"{key}: {lacking}")

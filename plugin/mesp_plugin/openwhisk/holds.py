@@ -128,6 +128,7 @@ class Holds:
         self._kept: dict[str, Kept] = {}
         self._orders: dict[str, Order] = {}
         self._paused: set[str] = set()
+        self._moved: set[str] = set()
         self._missing: set[str] = set()
         self._handed: defaultdict[FunctionKey, deque[tuple[int, str]]] = defaultdict(deque)
         cluster.listeners.append(self._hear)
@@ -150,6 +151,17 @@ class Holds:
         kept.changed.set()
         return True
 
+    def stays_away(self, container_id: str) -> bool:
+        """Whether a paused container would not ask us again, were it resumed by an order of ours.
+
+        One that was handed over still counts as connected to our address: such an order does not make it connect again,
+        and where it is there may be no queue, which destroys it (ActivationClientProxy.scala).
+        """
+        if container_id in self._moved:
+            return True
+        known = (item for item in self._holdings.all() if item.container_id == container_id)
+        return any(not item.is_alive for item in known)
+
     def met(self, function: FunctionKey, arrived_ms: int) -> bool:
         """Whether a call that initialised its container met one of ours, handed over for it; each counts once."""
         handed = self._handed[function]
@@ -170,9 +182,10 @@ class Holds:
             if kept.marker is not None and kept.marker not in alive:
                 self.let_go(kept.container_id)
         there = self._cluster.existing.keys() | self._cluster.warmed.keys() | self._kept.keys()
-        known = {item.container_id for item in alive.values() if item.container_id} | self._paused
-        gone, self._missing = known - there & self._missing, known - there
+        known = {item.container_id for item in alive.values() if item.container_id} | self._paused | self._moved
+        gone, self._missing = (known - there) & self._missing, known - there
         self._paused -= gone
+        self._moved -= gone
         self._holdings.note((item.marker, HoldingState.GONE) for item in alive.values() if item.container_id in gone)
         self._orders = {marker: order for marker, order in self._orders.items() if marker in alive}
 
@@ -265,6 +278,7 @@ class Holds:
             kept.pause_ms = self._clock.now_ms() + _AGAIN_MS
             return  # it shows by its key that it is paused
         self._kept.pop(kept.container_id, None)
+        self._moved.add(kept.container_id)
         if kept.marker is None:
             return
         if kept.unwanted:

@@ -228,8 +228,8 @@ ANSWERS = st.recursive(
 )
 
 
-@settings(max_examples=5, deadline=None)
-@given(answers=st.lists(ANSWERS, min_size=20, max_size=20))
+@settings(max_examples=3, deadline=None)
+@given(answers=st.lists(ANSWERS, min_size=12, max_size=12))
 async def test_no_answer_brings_it_down(answers: list[Any]) -> None:
     """Any JSON on any path is taken, or is `UnavailableError`."""
     fake = FakeEtcd()

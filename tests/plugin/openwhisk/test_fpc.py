@@ -175,6 +175,21 @@ async def test_paused_ones_take_the_first_orders(world: World) -> None:
     assert [one.result() for one in answers] == [NoCall.NO_ACTIVATION] * 2  # they pause again
 
 
+async def test_what_was_handed_over_is_not_woken_again(world: World) -> None:
+    """It would not ask us, but the queue that it went to, and without one it would die; neither after a restart."""
+    await world.held(PLAIN, "c1")
+    world.queue(PLAIN)
+    await world.look(10)
+    world.paused(world.container(PLAIN, "c1"))
+    for _ in range(2):
+        assert "only wake a paused container" in ((await world.prewarm(PLAIN)).refused or "")
+        world.restart()
+        await world.look(10)
+        await world.known(PLAIN)
+    world.invoker(1)
+    assert (await world.prewarm(PLAIN, node="invoker1")).count == 1
+
+
 async def test_a_node_without_room_gets_nothing(world: World) -> None:
     """What was ordered and is not up yet takes room; so does a node that is dedicated, or gone."""
     world.invoker(0, free_mb=600)
