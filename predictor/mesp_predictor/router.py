@@ -109,7 +109,8 @@ def gate_inputs(features: FloatArray, forecast: FloatArray, losses: FloatArray, 
     """
     counts = losses[..., -1] + _COUNT_FLOOR
     relative = np.log(counts / counts.mean(axis=1, keepdims=True))
-    log_losses = losses[..., :-1].reshape(len(losses), -1)
+    rows, experts, kept = losses.shape
+    log_losses = losses[..., :-1].reshape(rows, experts * (kept - 1))
     return np.concatenate([features[:, _GATE_COLUMNS], logit(forecast), log_losses, relative, distances], axis=1)
 
 

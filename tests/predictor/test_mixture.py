@@ -294,6 +294,18 @@ def test_a_row_that_another_function_took_starts_clean() -> None:
     assert (forecaster._losses[1] != untouched).any()
 
 
+def test_steps_without_any_function_are_a_fleet_of_none() -> None:
+    """Before the first function is known time passes, and strangers are answered by the prior; then it is learned."""
+    store, forecaster = new_store(), MixtureForecaster(model_of(*LIGHT, router=gated(3)))
+    for step in range(3):
+        report(store, step, {})
+        assert forecaster.advance(store)
+    assert ask(forecaster).active.shape == (0, 5)
+    assert ask(forecaster, -1).prior.all()
+    run(forecaster, store, range(3, 70))
+    assert not ask(forecaster, 0).prior.any()
+
+
 def test_a_row_that_is_free_is_nobody() -> None:
     """A deleted function whose row nobody took yet is a prior again."""
     store = new_store()
