@@ -1,9 +1,8 @@
-"""The plugin as a process of its own, which tests kill; its clock runs with a double's, as many times as fast as the wall's.
+"""The plugin as a process of its own, which tests kill; its time is what a file says, and moves when the test says so.
 
-    python -m e2e.openwhisk.plugin_process CONFIG NOW_MS MONOTONIC_S SPEED
+    python -m e2e.openwhisk.plugin_process CONFIG CLOCK
 
-It was NOW_MS on the double's clock at MONOTONIC_S of the machine's monotonic one, which all processes share. All else is
-what ``mesp plugin openwhisk run`` does.
+All else is what ``mesp plugin openwhisk run`` does. A machine that is busy makes such a test slow, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,66 +27,68 @@ from mesp_plugin.openwhisk.config import OpenWhiskConfig
 from mesp_plugin.openwhisk.holdings import Holdings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from typing import Self
 
     from mesp_plugin.openwhisk.holdings import Holding
 
 #: A loaded machine may take long.
-PATIENCE_S = 60
-TICKS = "mesp_loop_tick_seconds_count"
+PATIENCE_S = 300
 
 
 @dataclass(frozen=True)
-class SharedClock:
+class FileClock:
     """See `mesp_plugin.loop.Clock`."""
 
-    begin_ms: float
-    begin_s: float
-    speed: float
+    path: Path
 
     def now_ms(self) -> int:
-        """The double's time."""
-        return int(self.begin_ms + (time.monotonic() - self.begin_s) * 1e3 * self.speed)
+        """What the file says."""
+        return int(self.path.read_text())
 
     async def sleep_until(self, at_ms: int) -> None:
-        """Returns at that time."""
-        await asyncio.sleep(max(0, at_ms - self.now_ms()) / 1e3 / self.speed)
+        """Returns when it says so."""
+        while self.now_ms() < at_ms:  # noqa: ASYNC110 (it is another process that writes)
+            await asyncio.sleep(0.02)
+
+    def set(self, now_ms: int) -> None:
+        """Says so to all who read."""
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(str(now_ms))
+        fresh.replace(self.path)
 
 
 class PluginProcess:
     """One plugin with a state file of its own, which runs while a block does; `kill` it inside, `start` it again."""
 
-    def __init__(self, folder: Path, clock: SharedClock, key: str, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, key: str, config: dict[str, Any]) -> None:
         folder.mkdir()
+        self._clock = FileClock(folder / "clock")
         (self._port,) = free_ports(1)
         self._state = folder / "state.json"
         loop = {"metrics_port": self._port, **config.pop("loop")}
         settings = folder / "plugin.yaml"
         settings.write_text(yaml.safe_dump({"state_file": str(self._state), **config, "loop": loop}))
-        command = [sys.executable, "-m", __name__, str(settings)]
-        command += [str(part) for part in (clock.begin_ms, clock.begin_s, clock.speed)]
-        self._ready = False
-        self._server = Server(
-            command, folder / "log", self._said_ready, {**os.environ, "MESP_OPENWHISK_AUTH": key}
-        )  # fmt: skip
+        command: list[str | Path] = [sys.executable, "-m", __name__, settings, self._clock.path]
+        environment = {**os.environ, "MESP_OPENWHISK_AUTH": key}
+        self._server = Server(command, folder / "log", self._said_ready, environment)
         self._lives = 0
 
-    async def __aenter__(self) -> Self:
+    @asynccontextmanager
+    async def running(self, now_ms: int) -> AsyncIterator[Self]:
+        """`start`ed, and killed after the block."""
         try:
-            await self.start()
-        except BaseException:
-            self._server.kill()
-            raise
-        return self
+            await self.start(now_ms)
+            yield self
+        finally:
+            await self.kill()
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.kill()
-
-    async def start(self) -> None:
-        """Returns once it has connected; its first tick comes after."""
+    async def start(self, now_ms: int) -> None:
+        """Returns after its first tick, if `now_ms` is a time for one."""
         self._lives += 1
+        self._clock.set(now_ms)
         await asyncio.to_thread(self._server.start)
+        await self._ticked(1)
 
     async def kill(self) -> None:
         """SIGKILL."""
@@ -110,19 +111,20 @@ class PluginProcess:
             families = text_string_to_metric_families(await answer.text())
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
-    async def ticks(self, more: int = 0) -> int:
-        """How many ticks it has done, after `more` others."""
-        wanted = await self.metric(TICKS) + more
-        return int(await self.reaches(TICKS, wanted))
+    async def tick(self, now_ms: int) -> None:
+        """Returns when it has done what there is to do at that time, its next."""
+        wanted = await self._ticks() + 1
+        self._clock.set(now_ms)
+        await self._ticked(wanted)
 
-    async def reaches(self, name: str, value: float) -> float:
-        """The sample, once it is that high."""
+    async def _ticks(self) -> float:
+        return await self.metric("mesp_loop_tick_seconds_count") + await self.metric("mesp_loop_ticks_failed_total")
 
+    async def _ticked(self, wanted: float) -> None:
         async def reached() -> bool:
-            return await self.metric(name) >= value
+            return await self._ticks() >= wanted
 
         await until(reached)
-        return await self.metric(name)
 
     def _said_ready(self) -> bool:
         return self.log.count("beside OpenWhisk at") == self._lives
@@ -137,8 +139,8 @@ async def until(true: Callable[[], bool | Awaitable[bool]]) -> None:
 
 def main() -> None:
     """Runs until it is told to end."""
-    path, *when = sys.argv[1:]
-    asyncio.run(_run(load_config(Path(path), OpenWhiskConfig), SharedClock(*map(float, when))))
+    config, clock = map(Path, sys.argv[1:])
+    asyncio.run(_run(load_config(config, OpenWhiskConfig), FileClock(clock)))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,22 @@
-"""Killed with SIGKILL in the middle of a replay: the plugin, the one of two that acts, and Kafka. Real processes.
+"""Killed with SIGKILL in the middle of a replay: the plugin that acts of two, and Kafka. Real processes.
 
-The double of classic OpenWhisk lives in the test's own process, five times as fast as the wall; plugins run beside it on
-the same clock, Kafka on the wall's. (Faster would do no good: an invoker whose machine is busy for 10 s is offline.) Ticks are counted by the plugin itself: a loaded machine makes them later, not more.
+The double of classic OpenWhisk lives in the test's own process. Its time and the plugins' stand still but for `Scene.go`;
+Kafka lives by the wall's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from e2e.openwhisk.classic import GUEST, running_classic
-from e2e.openwhisk.clock import Clock
+from e2e.openwhisk.clock import HeldClock
 from e2e.openwhisk.containers import Simulated
 from e2e.openwhisk.model import Action
 from e2e.openwhisk.oracle import WireOracle, running_oracle
-from e2e.openwhisk.plugin_process import PluginProcess, SharedClock, until
+from e2e.openwhisk.plugin_process import PluginProcess, until
 from e2e.openwhisk.pool import PoolSettings
 from e2e.openwhisk.wire import annotations_of
 from mesp.types import FunctionKey
@@ -32,27 +31,32 @@ if TYPE_CHECKING:
     from e2e.openwhisk.model import Json
     from e2e.servers.kafka import Kafka
 
-SPEED = 5.0
-TICK_MS = 10_000
-MINUTE_MS = 60_000
-#: An idle container is removed after these, and what was ordered counts as MESP's a little longer.
-REST_S, IDLE_S = 10.0, 60.0
+#: A whole minute.
+BEGIN_MS = 1_795_245_000_000
+TICK_MS, MINUTE_MS = 10_000, 60_000
 
 
 @dataclass
 class Scene:
-    """A platform, the predictor's stand-in, and how plugins get there."""
+    """A platform, the predictor's stand-in, how plugins get there, and the time of all."""
 
     double: Classic
     oracle: WireOracle
-    clock: SharedClock
+    clock: HeldClock
+    hold: ExitStack
     config: dict[str, Any]
     folder: Path
+    calls: list[asyncio.Task[Json]] = field(default_factory=list)
+
+    @property
+    def now_ms(self) -> int:
+        return self.clock.now_ms
 
     def plugin(self, name: str) -> PluginProcess:
         """One that is not started; those of one scene are of one group."""
-        loop = {"predictor_address": self.oracle.address, "placement": {"tick_s": TICK_MS / 1e3}}
-        return PluginProcess(self.folder / name, self.clock, GUEST.key, {**self.config, "loop": loop})
+        return PluginProcess(
+            self.folder / name, GUEST.key, {**self.config, "loop": {"predictor_address": self.oracle.address}}
+        )
 
     def put(self, *names: str, wanted: bool = True) -> None:
         """Actions that opted in, and of which the predictor foresees calls."""
@@ -60,32 +64,29 @@ class Scene:
             self.double.store.put(Action("guest", name, annotations={"mesp-prewarm": wanted}))
         self.oracle.wanted += [FunctionKey("guest", name) for name in names if wanted]
 
-    async def call(self, name: str) -> Json:
-        """A user's call, and its record."""
+    def call(self, name: str) -> asyncio.Task[Json]:
+        """A user's call; its record, once time has gone on."""
         action = self.double.store.get(f"guest/{name}")
         assert action is not None
-        _, record = await self.double.controller.invoke(GUEST, action, {"ms": 100}, blocking=True)
-        assert record is not None
-        assert record["response"]["statusCode"] == 0
-        return record
 
-    @asynccontextmanager
-    async def replay(self, name: str, every_ms: int = 2_000) -> AsyncIterator[None]:
-        """Calls in open loop while the block runs."""
-        calls = []
+        async def record() -> Json:
+            _, found = await self.double.controller.invoke(GUEST, action, {"ms": 100}, blocking=True)
+            assert found is not None
+            assert found["response"]["statusCode"] == 0
+            return found
 
-        async def play() -> None:
-            at_ms = self.double.clock.now_ms
-            while True:
-                calls.append(asyncio.create_task(self.call(name)))
-                await self.double.clock.sleep_until(at_ms := at_ms + every_ms)
+        self.calls.append(asyncio.create_task(record()))
+        return self.calls[-1]
 
-        playing = asyncio.create_task(play())
-        try:
-            yield
-        finally:
-            playing.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+    async def go(self, ms: int = TICK_MS) -> int:
+        """Time goes on, with a call every 2 s; the time after."""
+        end_ms = self.now_ms + ms
+        self.hold.close()
+        for at_ms in range(self.now_ms, end_ms, 2_000):
+            self.call("busy")
+            await self.clock.sleep_until(min(at_ms + 2_000, end_ms))
+        self.hold.enter_context(self.clock.held())
+        return self.now_ms
 
     def said(self) -> list[Json]:
         """Every activation message on the bus, once."""
@@ -116,31 +117,28 @@ class Scene:
                 step[key] = step.get(key, 0) + 1
         return counts
 
-    async def has_told(self, plugin: PluginProcess) -> None:
-        """Returns once the predictor knows of every call, by the minute, and still knows of no other two ticks later."""
-        await until(lambda: self.oracle.counts() == self.truth())
-        await plugin.ticks(2)
-        assert self.oracle.counts() == self.truth()
+    def has_told(self) -> bool:
+        """Whether the predictor knows of every call in minutes that closed, and of no other."""
+        truth = {start_ms: counts for start_ms, counts in self.truth().items() if start_ms + MINUTE_MS <= self.now_ms}
+        return self.oracle.counts() == truth
 
 
 @asynccontextmanager
-async def scene(kafka: Kafka, folder: Path, idle_s: float = 600.0) -> AsyncIterator[Scene]:
+async def scene(kafka: Kafka, folder: Path) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
-        clock, prefix = Clock(SPEED), f"{folder.name}-"
-        options = {"bootstrap_servers": kafka.plain}
-        pool = PoolSettings(memory_mb=4096, pause_grace_s=REST_S, idle_container_s=idle_s)
+        clock, prefix = HeldClock(BEGIN_MS - MINUTE_MS), f"{folder.name}-"
+        options, pool = {"bootstrap_servers": kafka.plain}, PoolSettings(memory_mb=4096)
         double = await stack.enter_async_context(running_classic(options, invokers=(pool,), clock=clock, prefix=prefix))
-        shared = SharedClock(clock.now_ms, time.monotonic(), SPEED)
-        oracle = await stack.enter_async_context(running_oracle(shared.now_ms))
+        oracle = await stack.enter_async_context(running_oracle(lambda: clock.now_ms))
         bus = {"bootstrap_servers": kafka.plain, "prefix": prefix}
-        config = {
-            "api_host": double.api,
-            "driver": "classic",
-            "mode": "on",
-            "expiry_s": idle_s + 5 * REST_S,
-            "kafka": bus,
-        }
-        yield Scene(double, oracle, shared, config, folder)
+        config = {"api_host": double.api, "driver": "classic", "mode": "on", "kafka": bus}
+        here = Scene(double, oracle, clock, stack.enter_context(ExitStack()), config, folder)
+        here.put("busy", wanted=False)
+        await clock.sleep_until(BEGIN_MS)
+        here.hold.enter_context(clock.held())
+        yield here
+        here.hold.close()
+        await asyncio.gather(*here.calls)
 
 
 async def test_the_one_that_acts_is_killed(kafka: Kafka, tmp_path: Path) -> None:
@@ -148,31 +146,33 @@ async def test_the_one_that_acts_is_killed(kafka: Kafka, tmp_path: Path) -> None
     comes back, knows whom calls met meanwhile, and keeps nothing beyond its expiry. Nothing is ordered twice, no call
     counted twice.
     """
-    async with scene(kafka, tmp_path, IDLE_S) as here, AsyncExitStack() as stack:
-        here.put("busy", wanted=False)
+    async with scene(kafka, tmp_path) as here, AsyncExitStack() as stack:
         here.put("f0", "f1", "f2")
-        replay = await stack.enter_async_context(AsyncExitStack())
-        await replay.enter_async_context(here.replay("busy"))
-        first = await stack.enter_async_context(here.plugin("first"))
-        await until(lambda: set(here.markers()) == {"f0", "f1", "f2"})
-        second = await stack.enter_async_context(here.plugin("second"))
+        first, second = here.plugin("first"), here.plugin("second")
+        await stack.enter_async_context(first.running(here.now_ms))
+        await until(lambda: sorted(here.markers()) == ["f0", "f1", "f2"])
         await first.kill()
         ordered = first.holdings
         assert sorted(item.function.name for item in ordered.values()) == ["f0", "f1", "f2"]
         here.put("late")
-        warm = [await here.call(name) for name in ("f0", "f1")]
-        assert not any("initTime" in annotations_of(record) for record in warm)
-        await until(lambda: "late" in here.markers())  # once Kafka has given the dead one's session up
+        await here.go()
+        warm = [here.call(name) for name in ("f0", "f1")]
+        await stack.enter_async_context(second.running(await here.go(MINUTE_MS - TICK_MS)))
+        assert not any("initTime" in annotations_of(one.result()) for one in warm)
+        while "late" not in here.markers():  # until Kafka has given the dead one's session up
+            await second.tick(await here.go())
+            await asyncio.sleep(1)
         assert [item.function.name for item in second.holdings.values()] == ["late"]
-        await first.start()
-        await first.reaches("mesp_openwhisk_prewarmed_met_total", 2)
-        await until(lambda: not any(first.holdings[marker].is_alive for marker in ordered))
+        await first.start(await here.go())
         states = {item.function.name: item.state for item in first.holdings.values()}
-        assert states == {"f0": HoldingState.USED, "f1": HoldingState.USED, "f2": HoldingState.GONE}
+        assert states == {"f0": HoldingState.USED, "f1": HoldingState.USED, "f2": HoldingState.HELD}
+        assert await first.metric("mesp_openwhisk_prewarmed_met_total") == 2
+        now_ms = await here.go(max(item.until_ms for item in ordered.values()) - here.now_ms)
+        for plugin in (first, second):
+            await plugin.tick(now_ms - now_ms % TICK_MS)
+        assert not any(first.holdings[marker].is_alive for marker in ordered)
         assert here.alive("f2") == 0
-        await replay.aclose()
-        await here.has_told(second)
-        await first.ticks(2)
+        assert here.has_told()
         assert sorted(here.markers()) == ["f0", "f1", "f2", "late"]
         assert [here.made(name) for name in ("f0", "f1", "f2", "late")] == [1, 1, 1, 1]
 
@@ -182,23 +182,27 @@ async def test_kafka_is_killed_and_comes_back(kafka: Kafka, tmp_path: Path) -> N
     what was ordered before is not ordered again.
     """
     async with scene(kafka, tmp_path) as here, AsyncExitStack() as stack:
-        here.put("busy", wanted=False)
         here.put("f0", "f1")
-        replay = await stack.enter_async_context(AsyncExitStack())
-        await replay.enter_async_context(here.replay("busy"))
-        plugin = await stack.enter_async_context(here.plugin("a"))
-        await until(lambda: [item.state for item in plugin.holdings.values()] == [HoldingState.HELD] * 2)
+        plugin = here.plugin("a")
+        await stack.enter_async_context(plugin.running(here.now_ms))
+        while [item.state for item in plugin.holdings.values()] != [HoldingState.HELD] * 2:
+            await plugin.tick(await here.go())
         await asyncio.to_thread(kafka.server.kill)
         here.put("late")
-        await plugin.ticks(2)
+        meanwhile = [here.call("busy") for _ in range(3)]
+        for at_ms in range(here.now_ms, here.now_ms + 3 * TICK_MS, TICK_MS):
+            await plugin.tick(at_ms + TICK_MS)
         await asyncio.to_thread(kafka.server.start)
-        await here.double.until_up()
-        assert "initTime" not in annotations_of(await here.call("f0"))
-        before = await plugin.ticks()
-        await plugin.reaches("mesp_openwhisk_prewarmed_met_total", 1)
-        assert await plugin.ticks() - before <= 2
-        await until(lambda: "late" in here.markers())
-        await replay.aclose()
-        await here.has_told(plugin)
+        await here.go(3 * TICK_MS)
+        met = here.call("f0")
+        for _ in range(2):
+            await plugin.tick(await here.go())
+        assert "initTime" not in annotations_of(met.result())
+        assert all(one.done() for one in meanwhile)
+        assert await plugin.metric("mesp_openwhisk_prewarmed_met_total") == 1
+        while "late" not in here.markers():
+            await plugin.tick(await here.go())
+        await plugin.tick(await here.go(MINUTE_MS - here.now_ms % MINUTE_MS))
+        assert here.has_told()
         assert sorted(here.markers()) == ["f0", "f1", "late"]
         assert [here.made(name) for name in ("f0", "f1", "late")] == [1, 1, 1]

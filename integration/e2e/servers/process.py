@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: A loaded machine may take long.
-START_LIMIT_S: Final = 120
+START_LIMIT_S: Final = 300
 
 
 def unavailable(why: str) -> NoReturn:
