@@ -29,6 +29,7 @@ class FpcController(Front):
     """The controller of a name, beside one scheduler."""
 
     peer = "scheduler"
+    tells_concurrency = False
 
     def __init__(
         self,

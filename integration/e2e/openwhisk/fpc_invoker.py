@@ -1,7 +1,7 @@
 """One invoker of a deployment with FPC: creations and deletions from ``invokerN``, its memory in etcd each second.
 
 A creation takes a paused container of its action and revision, else a stem cell of its kind and size, else makes one,
-for which the longest unused paused ones have to go. Its ack, on ``creationAck<rootSchedulerIndex>``, says that the
+for which the longest unused paused ones are forgotten. Its ack, on ``creationAck<rootSchedulerIndex>``, says that the
 container is up (not that it is initialised), or why there is none. Paused containers count as free memory, stem cells
 not at all. What is neither a creation nor a deletion is dropped with a line in the log, and counted.
 
@@ -181,11 +181,14 @@ class FpcInvoker(Runner):
         return "cold"
 
     def _evict(self, needed_mb: int) -> None:
+        """Forgets paused containers: they stay, and nobody uses them, until their time is over.
+
+        As recorded: the pool tells them to go by an object that they do not know (`v2.Remove`, not `Remove`).
+        """
         paused = sorted((place for place in self._places if place.state == "paused"), key=lambda one: one.last_used_ms)
         while needed_mb > 0:
             oldest = paused.pop(0)
-            oldest.leave()
-            self._places.remove(oldest)  # its memory is free at once
+            self._places.remove(oldest)
             needed_mb -= oldest.order.memory_mb
 
     def _make_stem_cell(self, kind: str, memory_mb: int) -> None:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 #: A call that has waited so long is stale; decisions are so far apart.
 STALE_MS: Final = 100
-POLL_S: Final = 1.0
+#: A second, and what the real ones' timers and actors add.
+POLL_S: Final = 1.03
 IDLE_GRACE_S: Final = 20.0
 #: How long calls wait where no container can be made, and how long an unused queue of that kind stays.
 RETENTION_S: Final = 60.0
@@ -229,6 +230,7 @@ class Queue:
                 self._throttle(fail_all=count == 0)
         elif self.state == "NamespaceThrottled":
             self.state = "Running"
+            self._touch()
             self._desk.throttle(self, on=False)
         elif self.state == "Running" and count == 0 and not (self._ordered_first or self._durations_ms):
             self._ordered_first = True

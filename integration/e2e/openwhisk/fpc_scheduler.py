@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 #: Of queues that miss their first look (13 of 45 in the golden traces), and when the first and the second decision are.
 LATE, FIRST_S, SECOND_S = 0.3, 0.010, 0.115
 #: Until an ack that has arrived is read.
-_ACK_S: Final = 0.020
+_ACK_S: Final = 0.030
 _RETRIES: Final = 5
 _IN_PROGRESS_S: Final = 20.0
 #: A call that waits for its queue looks so often, each time after twice as long.
@@ -340,12 +340,16 @@ class Scheduler:
     def _paused(self, queue: Queue, creation_id: str, usable: list[int]) -> int | None:
         """The invoker of a paused container that nobody else is about to take."""
         mine = f"warmed/{queue.owner.base}/{queue.owner.revision or 'null'}/"
-        for key in self._warmed:
-            number = int(key.split("/")[-3])
-            if key.startswith(mine) and number in usable and key not in self._taken.values():
-                self._taken[creation_id] = key
-                return number
-        return None
+        free = {
+            key: int(key.split("/")[-3])
+            for key in self._warmed
+            if key.startswith(mine) and key not in self._taken.values() and int(key.split("/")[-3]) in usable
+        }
+        if not free:
+            return None
+        number = self._draws.invoker(queue.owner.action, list(free.values()))
+        self._taken[creation_id] = next(key for key, invoker in free.items() if invoker == number)
+        return number
 
     async def _expire(self, creation_id: str) -> None:
         await self.clock.sleep(_IN_PROGRESS_S)

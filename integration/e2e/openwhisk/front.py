@@ -53,6 +53,8 @@ class Front:
 
     #: Whose topic calls go to.
     peer = "invoker"
+    #: Whether a user event tells of each call how many are in flight.
+    tells_concurrency = True
 
     def __init__(
         self,
@@ -117,8 +119,9 @@ class Front:
         """
         self.admit(user, action)
         transid, activation_id = self.transid(), self.ids()
-        flying = sum(entry.namespace == user.namespace for entry in self.flying.values())
-        self.event(wire.metric_event, user.to_json(), "ConcurrentInvocations", flying + 1)
+        if self.tells_concurrency:
+            flying = sum(entry.namespace == user.namespace for entry in self.flying.values())
+            self.event(wire.metric_event, user.to_json(), "ConcurrentInvocations", flying + 1)
         if not action.components:
             return await self._call(user, action, parameters, transid, activation_id, blocking=blocking)
         work = asyncio.create_task(self._sequence(user, action, parameters, transid, activation_id))

@@ -195,7 +195,7 @@ class Replayed(Sleeper):
     `q2` tells its environment, so that what /init brought can be compared.
     """
 
-    def __init__(self, golden: Golden) -> None:
+    def __init__(self, golden: Lines) -> None:
         self._golden = golden
 
     def create_ms(self, order: Order) -> int:

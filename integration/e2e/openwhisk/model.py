@@ -17,6 +17,7 @@ class User:
     uuid: str
     key: str = "UUID:KEY"
     rights: tuple[str, ...] = ("READ", "PUT", "DELETE", "ACTIVATE")
+    limits: Json = field(default_factory=dict)
 
     def to_json(self) -> Json:
         """The `user` of an activation message."""
@@ -25,7 +26,7 @@ class User:
             "namespace": {"name": self.namespace, "uuid": self.uuid},
             "authkey": {"api_key": self.key},
             "rights": list(self.rights),
-            "limits": {},
+            "limits": self.limits,
         }
 
 

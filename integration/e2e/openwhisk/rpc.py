@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 #: To open a connection, and for a message each way, where no network takes its own time.
-_CONNECT_S, _MESSAGE_S = 0.025, 0.002
+_CONNECT_S, _MESSAGE_S = 0.035, 0.002
 
 
 class RpcError(Exception):
