@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from mesp.errors import UnavailableError
 
@@ -20,10 +20,11 @@ _SECONDS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class LoopMetrics:
-    """One loop's metrics, in a registry of their own."""
+    """One loop's metrics, and its process's own (``process_*``), in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.tick_seconds = Histogram(
             "mesp_loop_tick_seconds",
             "Time one tick takes, from observing to what became of the plan",

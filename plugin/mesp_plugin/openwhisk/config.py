@@ -155,6 +155,11 @@ class OpenWhiskConfig(BaseModel):
     def _api_host_alone(cls, url: str) -> str:
         return _host_alone(url)
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _on_is_a_word(cls, said: object) -> object:
+        return "on" if said is True else said  # to YAML 1.1 a bare on is true
+
     @model_validator(mode="after")
     def _one_way_to_check(self) -> Self:
         if self.insecure and self.ca_file:

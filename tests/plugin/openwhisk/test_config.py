@@ -23,6 +23,13 @@ def test_the_example_is_the_defaults() -> None:
     assert said.keys() == OpenWhiskConfig.model_fields.keys()
 
 
+def test_the_mode_is_written_as_it_is_said(tmp_path: Path) -> None:
+    """To YAML a bare `on` is true."""
+    path = tmp_path / "plugin.yaml"
+    path.write_text("mode: on\n")
+    assert load_config(path, OpenWhiskConfig).mode == "on"
+
+
 def test_by_default_nothing_is_done_to_anybody() -> None:
     """A plugin started without a thought watches, and only annotated actions could ever be sent a marker."""
     config = OpenWhiskConfig()
