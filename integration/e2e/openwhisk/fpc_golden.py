@@ -114,7 +114,8 @@ class FpcGolden(Lines):
         return list(found.values())
 
     def _first_call_ms(self, revision: str) -> int:
-        return min(line["value"]["transid"][1] for line in self.calls if line["value"]["revision"] == revision) - 5
+        times = [int(line["value"]["transid"][1]) for line in self.calls if line["value"]["revision"] == revision]
+        return min(times) - 5
 
     # --- What was answered ------------------------------------------------------------------------------------------
 

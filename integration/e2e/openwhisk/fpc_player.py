@@ -269,7 +269,7 @@ class Player:
 
     def _next_stop_ms(self) -> int:
         now_ms = self.double.clock.now_ms
-        return next(line["t"] for line in self.golden.driver("grpc-server-stop") if line["t"] > now_ms)
+        return next(int(line["t"]) for line in self.golden.driver("grpc-server-stop") if line["t"] > now_ms)
 
     def _leader_changed(self, key: str, value: str | None) -> None:
         event = self._leaders.setdefault("/".join(key.split("/")[2:-1]), asyncio.Event())

@@ -92,8 +92,8 @@ def test_answers_are_the_same(played: Played, span: tuple[int, int]) -> None:
         real, double = (lines.records.get(activation_id) for lines in (played.golden, played.double))
         assert kinds(played.golden.acks(activation_id)) == kinds(played.double.acks(activation_id)), activation_id
         assert same(real, double) == []
-        events = (lines.events.get(activation_id) for lines in (played.golden, played.double))
-        assert same(*events) == [], activation_id
+        real, double = (lines.events.get(activation_id) for lines in (played.golden, played.double))
+        assert same(real, double) == [], activation_id
         assert (activation_id in played.user_runs) <= (activation_id in ids)
 
 
@@ -105,7 +105,7 @@ def test_calls_are_cold_or_warm_as_they_were_and_wait_as_long(played: Played, sp
         assert cold[0] == cold[1], burst
         waited = [sum(note(record, "waitTime") for record in records) for records in (real, double)]
         if real[0]["name"] not in LOADING:
-            assert near(*waited, slack_ms=100 * len(burst)), (real[0]["name"], waited)
+            assert near(waited[0], waited[1], 100 * len(burst)), (real[0]["name"], waited)
 
 
 def test_refusals_are_the_recorded_ones(played: Played) -> None:
@@ -146,8 +146,8 @@ def test_acks_of_creations(played: Played, span: tuple[int, int]) -> None:
             continue  # one made in haste, or a scheduler that has no topic (13, mk)
         ours = got[creation_id]
         assert real["topic"] == ours["topic"]
-        values = ({**one["value"], "actionMetaData": None} for one in (real, ours))
-        assert same(*values) == []
+        told, answered = ({**one["value"], "actionMetaData": None} for one in (real, ours))
+        assert same(told, answered) == []
         slack_ms = 500 if "error" in real["value"] else 100  # the real one had to load the action first
         assert near(time_of(real) - time_of(line), time_of(ours) - sent[creation_id], slack_ms)
 
