@@ -144,8 +144,9 @@ async def beside(double: Fpc, config: OpenWhiskConfig) -> AsyncIterator[OpenWhis
     try:
         async with connect(config) as session:
             actions = Actions(OpenWhiskApi(session, config.api_host, Key(GUEST.key)), "guest", config.opt_in)
+            limit = config.fpc.namespace_limit
             driver = FpcDriver(
-                DoublesBus(double), cluster, holds, _Always(), "guest", None, actions, holdings, config, 30
+                DoublesBus(double), cluster, holds, _Always(), "guest", None, actions, holdings, config, limit
             )
             yield OpenWhiskPlatform(driver, holdings, mode=config.mode, expiry_ms=config.expiry_ms)
     finally:

@@ -33,13 +33,14 @@ from mesp_plugin.openwhisk.start import open_platform
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from pathlib import Path
 
     from mesp.types import Forecasts, Rejection, StepCounts
     from mesp_bench.replay.calls import Call, Run
     from mesp_bench.replay.schedule import Schedule
     from mesp_bench.traces.model import Trace
+    from mesp_plugin.openwhisk.platform import OpenWhiskPlatform
 
 _Answer = TypeVar("_Answer")
 Mode = Literal["off", "shadow", "on"]
@@ -131,6 +132,7 @@ class Stage:
         live: runs the load generator in the double's time.
         drive: runs the plugin's loop in the double's time, until the event.
         idle_gb: the idle memory now; None where the double adds it up by itself.
+        opens: the plugin's platform.
     """
 
     host: str
@@ -141,6 +143,7 @@ class Stage:
     live: Callable[[Coroutine[Any, Any, Run]], Awaitable[Run]]
     drive: Callable[[Loop, asyncio.Event], Coroutine[Any, Any, None]]
     idle_gb: Callable[[], Awaitable[float]] | None = None
+    opens: Callable[[OpenWhiskConfig], AbstractAsyncContextManager[OpenWhiskPlatform]] = open_platform
 
 
 @dataclass
@@ -198,7 +201,7 @@ async def perform(scene: Scene, stage: Stage) -> Performed:
         if scene.mode != "off":
             config = _config(scene, stage)
             with stage.held():
-                platform = await stack.enter_async_context(open_platform(config))
+                platform = await stack.enter_async_context(stage.opens(config))
                 client = await stack.enter_async_context(
                     PredictorClient(scene.predictor or "", rng=random.Random(0), config=_ONCE)
                 )

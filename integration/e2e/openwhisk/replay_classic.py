@@ -38,7 +38,7 @@ _READ_S = 0.05
 _STARTED = re.compile(r"containerStart containerState: (\w+) .* namespace: guest ")
 
 
-class _InTime(Sleeper):
+class InTime(Sleeper):
     """As long as the trace says, but never beyond the action's limit."""
 
     def reply(self, action_code: str, env: Json, body: Json) -> Reply:
@@ -78,7 +78,7 @@ async def _play(scene: Scene, kafka: Kafka) -> Played:
     pool = PoolSettings(setting.user_memory_mb // _INVOKERS, stem_cells=(StemCells(memory_mb=setting.stem_mb),))
     options = {"bootstrap_servers": kafka.plain}
     async with running_classic(
-        options, invokers=(pool,) * _INVOKERS, clock=clock, program=_InTime(), prefix=prefix, seed=setting.seed
+        options, invokers=(pool,) * _INVOKERS, clock=clock, program=InTime(), prefix=prefix, seed=setting.seed
     ) as double:
         for function, memory_mb in zip(scene.trace.functions, scene.trace.memory_mb, strict=True):
             name, memory = action_name(function), size_mb(memory_mb)

@@ -2,8 +2,8 @@
 
     python -m e2e.openwhisk.replaying --trace DIR --minutes 600:630 --out OUT
 
-A sample of the trace (what a small machine carries) is replayed in virtual time, beside the double of standalone and
-beside that of classic on a real Kafka (which needs Java 17 and Maven). Every mode begins with the same warm-up, which is
+A sample of the trace (what a small machine carries) is replayed in virtual time, beside the double of standalone,
+that of FPC in memory, and that of classic on a real Kafka (which needs Java 17 and Maven). Every mode begins with the same warm-up, which is
 not counted. Each writes ``replay-<driver>-<mode>.json`` as `mesp replay` does; the last table lays them side by side.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import structlog
 import typer
 
-from e2e.openwhisk import replay_classic, replay_standalone
+from e2e.openwhisk import replay_classic, replay_fpc, replay_standalone
 from e2e.openwhisk.rehearsal import MODES, POOL_MB, Setting, delayed, make_scene
 from mesp.errors import MespError
 from mesp_bench.evaluate import provenance
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 class Driver(enum.StrEnum):
     """Beside what."""
 
-    BOTH = "both"
+    ALL = "all"
     STANDALONE = "standalone"
     CLASSIC = "classic"
+    FPC = "fpc"
 
 
 def main(
@@ -52,7 +53,7 @@ def main(
     rate: Annotated[float, typer.Option(help="Calls a second in the sample's busiest minute, at most.")] = 20.0,
     memory_mb: Annotated[int, typer.Option(help="Memory of the container pools.")] = POOL_MB,
     seed: Annotated[int, typer.Option(help="The same seed gives the same calls.")] = 0,
-    driver: Annotated[Driver, typer.Option(help="The double: standalone, classic, or both.")] = Driver.BOTH,
+    driver: Annotated[Driver, typer.Option(help="The double: standalone, classic, fpc, or all.")] = Driver.ALL,
 ) -> None:
     """Replays a sample of a trace against doubles of OpenWhisk: MESP off, shadow, on."""
     from rich.console import Console  # noqa: PLC0415
@@ -74,9 +75,11 @@ def main(
     results: list[dict[str, Any]] = []
     with ExitStack() as stack:
         plays: list[Callable[[Scene], Played]] = []
-        if driver != Driver.CLASSIC:
+        if driver in {Driver.ALL, Driver.STANDALONE}:
             plays.append(replay_standalone.play)
-        if driver != Driver.STANDALONE:
+        if driver in {Driver.ALL, Driver.FPC}:
+            plays.append(replay_fpc.play)
+        if driver in {Driver.ALL, Driver.CLASSIC}:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             plays.append(partial(replay_classic.play, kafka=stack.enter_context(running_kafka(folder))))
         for play in plays:

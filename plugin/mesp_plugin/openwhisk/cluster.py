@@ -147,20 +147,23 @@ class Cluster:
 async def keep_up(etcd: Etcd, cluster: Cluster) -> None:
     """Looks and follows until cancelled."""
     prefix, revision, failing = f"{cluster.name}/", -1, False
-    while True:
-        try:
-            if revision < 0:
-                there, revision = await etcd.look(prefix)
-                cluster.replace(there)
-            async for changes, last in etcd.follow(prefix, revision + 1):
-                for change in changes:
-                    cluster.apply(change)
-                cluster.fresh, failing, revision = True, False, last
-        except CompactedError:
-            revision = -1
-        except UnavailableError as error:
-            cluster.fresh = False
-            if not failing:
-                _log.warning("etcd fails, trying again every second", error=str(error))
-            failing = True
-            await asyncio.sleep(_RETRY_S)
+    try:
+        while True:
+            try:
+                if revision < 0:
+                    there, revision = await etcd.look(prefix)
+                    cluster.replace(there)
+                async for changes, last in etcd.follow(prefix, revision + 1):
+                    for change in changes:
+                        cluster.apply(change)
+                    cluster.fresh, failing, revision = True, False, last
+            except CompactedError:
+                revision = -1
+            except UnavailableError as error:
+                cluster.fresh = False
+                if not failing:
+                    _log.warning("etcd fails, trying again every second", error=str(error))
+                failing = True
+                await asyncio.sleep(_RETRY_S)
+    finally:
+        cluster.fresh = False

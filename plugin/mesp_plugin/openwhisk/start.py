@@ -94,23 +94,27 @@ async def _waiting(
     clock: Clock | None,
     metrics: OpenWhiskMetrics | None,
 ) -> AsyncIterator[tuple[Cluster, Holds, Lease]]:
-    """Follows etcd, asks for the lease, and answers fetches while the block runs; should one of these break, so does all."""
+    """Follows etcd, asks for the lease, and answers fetches while the block runs.
+
+    Should one of the first two break, nothing more is ordered: facts are stale then, or the lease runs out.
+    """
     from mesp_plugin.openwhisk.service import serving  # noqa: PLC0415 (grpc is needed by this driver alone)
 
     cluster = Cluster(etcd_config.cluster)
     holds = Holds(cluster, holdings, clock or WallClock())
-    async with open_etcd(etcd_config) as etcd, asyncio.TaskGroup() as tasks:
+    async with open_etcd(etcd_config) as etcd:
         there, _ = await etcd.look(f"{cluster.name}/")  # the plain sentence where etcd is not there, or not for us
         cluster.replace(there)
         lease = Lease(etcd, config.kafka.group if config.kafka else "mesp")
         await lease.renew()
         async with serving(holds, f"{config.fpc.listen}:{config.fpc.port}", metrics):
-            running = [tasks.create_task(keep_up(etcd, cluster)), tasks.create_task(lease.keep())]
+            running = [asyncio.create_task(keep_up(etcd, cluster)), asyncio.create_task(lease.keep())]
             try:
                 yield cluster, holds, lease
             finally:
                 for task in running:
                     task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
                 await lease.give_up()
 
 

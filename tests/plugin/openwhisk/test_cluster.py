@@ -140,13 +140,16 @@ class FakeEtcd:
             yield step
 
 
-async def kept_up(etcd: FakeEtcd, cluster: Cluster) -> None:
+async def kept_up(etcd: FakeEtcd, cluster: Cluster) -> bool:
+    """Follows for a while; whether the facts were fresh then."""
     task = asyncio.create_task(keep_up(cast("Etcd", etcd), cluster))
     for _ in range(50):
         await asyncio.sleep(0)
+    fresh = cluster.fresh
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+    return fresh
 
 
 @pytest.fixture(autouse=True)
@@ -163,10 +166,10 @@ async def test_it_goes_on_where_it_was(no_wait: None) -> None:
     ]
     etcd, cluster = FakeEtcd([Change(UP, b"")], 5, script), Cluster()
     with capture_logs() as logs:
-        await kept_up(etcd, cluster)
+        assert await kept_up(etcd, cluster)
     assert etcd.asked == ["whisk/", 6, 9, 9]
     assert cluster.has_queue(FA)
-    assert cluster.fresh
+    assert not cluster.fresh  # nobody follows any more
     assert [line["event"] for line in logs] == ["etcd fails, trying again every second"]
 
 
@@ -183,6 +186,5 @@ async def test_while_etcd_is_away_the_facts_are_old(no_wait: None, monkeypatch: 
     """They stay, and are known to be old."""
     monkeypatch.setattr(module, "_RETRY_S", 3600.0)
     etcd, cluster = FakeEtcd([Change(UP, b"")], 5, [[([], 5), UnavailableError("etcd: gone")]]), Cluster()
-    await kept_up(etcd, cluster)
-    assert not cluster.fresh
+    assert not await kept_up(etcd, cluster)
     assert list(cluster.existing) == [ID]
