@@ -136,10 +136,13 @@ async def beside(double: Fpc, config: OpenWhiskConfig) -> AsyncIterator[OpenWhis
     def heard(key: str, value: str | None) -> None:
         cluster.apply(Change(f"whisk/{key}", None if value is None else value.encode()))
 
+    async def look() -> None:
+        for key, value in (await double.etcd.read("")).items():
+            heard(key, value)
+        cluster.fresh = True
+
     watching = await double.etcd.watch("", heard)
-    for key, value in (await double.etcd.read("")).items():
-        heard(key, value)
-    cluster.fresh = True
+    looking = asyncio.create_task(look())  # which takes time, that may stand still now
     server = await double.rpc.serve(_Service(ActivationService(holds)), config.fpc.port)
     try:
         async with connect(config) as session:
@@ -151,4 +154,5 @@ async def beside(double: Fpc, config: OpenWhiskConfig) -> AsyncIterator[OpenWhis
             yield OpenWhiskPlatform(driver, holdings, mode=config.mode, expiry_ms=config.expiry_ms)
     finally:
         watching.cancel()
+        looking.cancel()
         await server.stop()
