@@ -46,3 +46,30 @@ def forecast(
     for note in result["notes"]:
         console.print(Text(f"- {note}", style="dim"))
     typer.echo(f"Results: {out / 'bench.json'}")
+
+
+@app.command()
+def openwhisk(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for bench.json.")],
+    rate: Annotated[int, typer.Option(min=1, max=100_000, help="Calls a second that the plugin reads.")] = 1_000,
+    functions: Annotated[int, typer.Option(min=1, max=100_000, help="Functions that are called, in turn.")] = 300,
+    seconds: Annotated[int, typer.Option(min=10, max=86_400, help="Time that is played, after a minute's start.")] = 60,
+) -> None:
+    """Read a classic platform's bus: the plugin's share of a core and memory, by calls a second; without Kafka's client.
+
+    Example: mesp bench openwhisk --rate 1000 --out out/bench
+    """
+    from mesp_bench.overhead import bench_overhead, overhead_table  # noqa: PLC0415
+    from mesp_bench.pages import rich_table  # noqa: PLC0415
+    from mesp_bench.progress import stages  # noqa: PLC0415
+    from mesp_bench.report import json_text, write_files  # noqa: PLC0415
+
+    with stages() as progress:
+        result = bench_overhead(rate, functions, seconds, progress)
+    write_files(out, {"bench.json": json_text(result).encode()})
+    console = Console()
+    console.print(rich_table(overhead_table(result)))
+    for note in result["notes"]:
+        console.print(Text(f"- {note}", style="dim"))
+    typer.echo(f"Results: {out / 'bench.json'}")

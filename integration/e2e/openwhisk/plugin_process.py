@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Awaitable
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ import aiohttp
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from e2e.servers.process import Server, free_ports
+from e2e.servers.process import Server
 from mesp.config import load_config
 from mesp_plugin.cli import _run
 from mesp_plugin.openwhisk.config import OpenWhiskConfig
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 #: A loaded machine may take long.
 PATIENCE_S = 300
+_PAGE = re.compile(r"metrics on (http://\S+)")
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,8 @@ class PluginProcess:
     def __init__(self, folder: Path, key: str, config: dict[str, Any]) -> None:
         folder.mkdir()
         self._clock = FileClock(folder / "clock")
-        (self._port,) = free_ports(1)
         self._state = folder / "state.json"
-        loop = {"metrics_port": self._port, **config.pop("loop")}
+        loop = {"metrics_port": 0, **config.pop("loop")}
         settings = folder / "plugin.yaml"
         settings.write_text(yaml.safe_dump({"state_file": str(self._state), **config, "loop": loop}))
         command: list[str | Path] = [sys.executable, "-m", __name__, settings, self._clock.path]
@@ -106,8 +107,7 @@ class PluginProcess:
 
     async def metric(self, name: str) -> float:
         """A sample of its metrics page."""
-        page = f"http://127.0.0.1:{self._port}/metrics"
-        async with aiohttp.ClientSession() as session, session.get(page) as answer:
+        async with aiohttp.ClientSession() as session, session.get(_PAGE.findall(self.log)[-1]) as answer:
             families = text_string_to_metric_families(await answer.text())
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
