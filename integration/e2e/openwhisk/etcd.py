@@ -140,7 +140,7 @@ class Gateway:
 
     async def revoke(self, lease: str) -> None:
         """The lease ends, and its keys go."""
-        await self._ask("lease/revoke", {"ID": lease})
+        await self._post("lease/revoke", {"ID": lease})
 
     def done(self) -> None:
         """One of the `pending` requests is over."""
@@ -180,6 +180,18 @@ class Gateway:
                 watch.due = max(watch.due, int(answer["header"]["revision"]))
 
     async def _ask(self, path: str, request: Json) -> Json:
+        """The answer, however long the server is away."""
+        while True:
+            try:
+                return await self._post(path, request)
+            except aiohttp.ClientResponseError as error:
+                if error.status < 500:
+                    raise
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(_RETRY_S)
+
+    async def _post(self, path: str, request: Json) -> Json:
         async with self._http.post(f"{self._url}/v3/{path}", json=request) as answer:
             answer.raise_for_status()
             content: Json = await answer.json()
@@ -240,25 +252,15 @@ class GatewaySession:
         try:
             while True:
                 key, value = await self._writes.get()
-                await self._insist(key, value)
+                await (self._gateway.delete(key) if value is None else self._gateway.put(key, value, self._lease))
                 self._gateway.done()
         finally:
             self._gateway.pending -= self._writes.qsize()
 
-    async def _insist(self, key: str, value: str | None) -> None:
-        while True:
-            try:
-                return await (
-                    self._gateway.delete(key) if value is None else self._gateway.put(key, value, self._lease)
-                )
-            except aiohttp.ClientError:
-                await asyncio.sleep(_RETRY_S)
-
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(LEASE_S / 3)
-            with suppress(aiohttp.ClientError):
-                await self._gateway.renew(self._lease)
+            await self._gateway.renew(self._lease)
 
 
 def _base64(text: str) -> str:

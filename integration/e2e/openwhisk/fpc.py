@@ -2,7 +2,7 @@
 
 On real Kafka, etcd and gRPC (`running_fpc`), or, for a stepped clock, all of these within one event loop
 (`running_fpc_in_memory`, on a `memory.QuietLoop`). See each module for what it stands for: `fpc_controller`,
-`fpc_scheduler`, `fpc_queue`, `fpc_invoker`, `fpc_container`, `fpc_wire`, `rpc`, `etcd`.
+`fpc_scheduler`, `fpc_queue`, `fpc_creations`, `fpc_invoker`, `fpc_container`, `fpc_wire`, `rpc`, `etcd`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from e2e.openwhisk.clock import Clock
 from e2e.openwhisk.containers import Simulated, Sleeper
 from e2e.openwhisk.etcd import Gateway
 from e2e.openwhisk.fpc_controller import FpcController
+from e2e.openwhisk.fpc_creations import Draws
 from e2e.openwhisk.fpc_invoker import FpcInvoker
-from e2e.openwhisk.fpc_scheduler import Draws, Scheduler
+from e2e.openwhisk.fpc_scheduler import Scheduler
 from e2e.openwhisk.model import Store
 from e2e.openwhisk.pool import PoolSettings
 from e2e.openwhisk.recording import Recording

@@ -12,8 +12,8 @@ from e2e.openwhisk import fpc_wire
 from e2e.openwhisk.clock import SteppedClock
 from e2e.openwhisk.containers import Simulated
 from e2e.openwhisk.fpc import running_fpc_in_memory
+from e2e.openwhisk.fpc_creations import Draws
 from e2e.openwhisk.fpc_golden import FpcGolden, FpcReplayed, Reply
-from e2e.openwhisk.fpc_scheduler import Draws
 from e2e.openwhisk.front import ThrottledError
 from e2e.openwhisk.golden import Lines, time_of
 from e2e.openwhisk.model import Action, User

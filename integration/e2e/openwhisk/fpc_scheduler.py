@@ -1,12 +1,11 @@
 """The scheduler of a deployment with FPC: queues, their containers, and the ActivationService that these fetch from.
 
 A controller has a queue made (in the real one by a message between actors, here by `create_queue`) and sends calls to
-``scheduler<id>`` at the same time; a call that comes before its queue waits for it. Where containers are missing, one
-that is paused is taken, wherever it is (``warmed`` keys); else an invoker with memory is drawn by lot. The order goes to
-``invokerN``, an ``in-progress`` key stands until its ack comes on ``creationAck<id>``; failed ones are tried again.
+``scheduler<id>`` at the same time; a call that comes before its queue waits for it. What containers a queue lacks,
+`fpc_creations` orders.
 
-Source: QueueManager.scala, ContainerManager.scala, CreationJobManager.scala, ContainerCounter.scala and
-ActivationServiceImpl.scala of apache/openwhisk. Not modelled: several schedulers, and what operators may ask it.
+Source: QueueManager.scala, ContainerCounter.scala and ActivationServiceImpl.scala of apache/openwhisk. Not modelled:
+several schedulers, and what operators may ask it.
 """
 
 from __future__ import annotations
@@ -14,55 +13,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import math
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from e2e.openwhisk import fpc_wire, wire
+from e2e.openwhisk.fpc_creations import Creations
 from e2e.openwhisk.fpc_queue import Counts, Queue
 from e2e.openwhisk.rpc import HOST
 from mesp.openwhisk.activation_service_pb2 import FetchRequest, FetchResponse, RescheduleRequest, RescheduleResponse
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Coroutine
 
     from e2e.openwhisk.bus import Topics
     from e2e.openwhisk.clock import Clock
     from e2e.openwhisk.etcd import Etcd, Session
+    from e2e.openwhisk.fpc_creations import Draws
     from e2e.openwhisk.fpc_wire import Owner
     from e2e.openwhisk.model import Json, Store
     from e2e.openwhisk.recording import Recording
     from e2e.openwhisk.rpc import Rpc, Server
 
-#: Of queues that miss their first look (13 of 45 in the golden traces), and when the first and the second decision are.
-LATE, FIRST_S, SECOND_S = 0.3, 0.010, 0.115
-#: Until an ack that has arrived is read.
-_ACK_S: Final = 0.030
-_RETRIES: Final = 5
-_IN_PROGRESS_S: Final = 20.0
 #: A call that waits for its queue looks so often, each time after twice as long.
 _LOOKS: Final = 13
-_TOO_OLD_MS: Final = 20_000
-
-
-class Draws:
-    """What a scheduler leaves to chance; actions by their full name."""
-
-    def __init__(self, randomness: random.Random) -> None:
-        self._randomness = randomness
-
-    def invoker(self, action: str, numbers: list[int]) -> int:  # noqa: ARG002 (others look at the action)
-        """One of those that have room."""
-        return self._randomness.choice(numbers)
-
-    def creation_id(self, action: str) -> str:  # noqa: ARG002 (as above)
-        """A UUID without dashes."""
-        return uuid.UUID(int=self._randomness.getrandbits(128), version=4).hex
-
-    def first_decision_s(self, action: str) -> float:  # noqa: ARG002 (as above)
-        """From a queue's birth to its first decision."""
-        return SECOND_S if self._randomness.random() < LATE else FIRST_S
 
 
 class Scheduler:
@@ -87,17 +59,15 @@ class Scheduler:
         self.name, self.clock = name, clock
         self.queues: dict[tuple[str, str, str | None], Queue] = {}
         self.dropped = 0
-        self._bus, self._store, self._recording, self._draws = bus, store, recording, draws
-        self._etcd, self._rpc, self._default_limit = etcd, rpc, default_limit
+        self._bus, self._store, self._recording = bus, store, recording
+        self.etcd, self.creations = etcd, Creations(self, draws)
+        self._rpc, self._default_limit = rpc, default_limit
         self._began_ms = 0
         self._server: Server | None = None
         self._session: Session | None = None
         self._leaders: dict[str, str | None] = {}
         self._electing: set[str] = set()
         self._counts: dict[str, Counts] = {}
-        self._warmed: dict[str, None] = {}
-        self._taken: dict[str, str] = {}
-        self._jobs: dict[str, Queue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._errors: list[BaseException] = []
 
@@ -105,16 +75,16 @@ class Scheduler:
         """Listens on the bus and for fetches."""
         self._began_ms = self.clock.now_ms
         await self._bus.make(f"scheduler{self.name}", f"creationAck{self.name}", "events")
-        self._session = await self._etcd.open(f"scheduler{self.name}")
+        self._session = await self.etcd.open(f"scheduler{self.name}")
         self._server = await self._rpc.serve(self, port)
         for topic, handle in ((f"scheduler{self.name}", self._take), (f"creationAck{self.name}", self._acknowledged)):
             self._keep(await self._bus.read(topic, topic, handle))
         for kind, changed in (
             ("namespace/", self._existing_changed),
             ("in-progress/", self._progress_changed),
-            ("warmed/", self._warmed_changed),
+            ("warmed/", self.creations.warmed_changed),
         ):
-            self._keep(await self._etcd.watch(kind, changed))
+            self._keep(await self.etcd.watch(kind, changed))
         self.spawn(self._show())
 
     async def kill(self) -> None:
@@ -202,7 +172,7 @@ class Scheduler:
                     queue = self.queues[self._key(owner.at(current))]
                 queue.offer(call | {"revision": queue.owner.revision})
                 return
-            await self._etcd.read(fpc_wire.leader_key(owner))
+            await self.etcd.read(fpc_wire.leader_key(owner))
             await self.clock.sleep(0.001 * 2**look)
         self._answer(call, "unknown", None, "The activation has not been processed: failed to get the queue endpoint.")
 
@@ -253,7 +223,7 @@ class Scheduler:
 
     def first_decision_s(self, action: str) -> float:
         """See `Desk.first_decision_s`."""
-        return self._draws.first_decision_s(action)
+        return self.creations.draws.first_decision_s(action)
 
     def throttle(self, queue: Queue, *, on: bool) -> None:
         """See `Desk.throttle`."""
@@ -286,7 +256,7 @@ class Scheduler:
         """Orders to all invokers that have containers of the action up to that revision."""
         invokers = set()
         for kind in ("namespace", "warmed"):
-            for key in await self._etcd.read(f"{kind}/{owner.base}/"):
+            for key in await self.etcd.read(f"{kind}/{owner.base}/"):
                 place, revision = key.split("/")[-3], key.removeprefix(f"{kind}/{owner.base}/").partition("/")[0]
                 if fpc_wire.number_of(revision) <= fpc_wire.number_of(owner.revision):
                     invokers.add(place.removeprefix("invoker"))
@@ -306,55 +276,17 @@ class Scheduler:
         self._bus.send(f"completed{call['rootControllerIndex']['asString']}", ack)
         self._store.records[record["activationId"]] = record
 
-    # --- Containers -------------------------------------------------------------------------------------------------
-
     def order(self, queue: Queue, count: int) -> None:
         """See `Desk.order`."""
-        for _ in range(count):
-            creation_id = self._draws.creation_id(queue.owner.action)
-            queue.creations.add(creation_id)
-            self.spawn(self._order(queue, creation_id, retries=0))
+        self.creations.order(queue, count)
 
-    async def _order(self, queue: Queue, creation_id: str, *, retries: int) -> None:
-        found = await self._etcd.read("invokers/")
-        free_mb = {int(key.split("/")[1]): int(json.loads(value)["freeMemory"]) for key, value in found.items()}
-        needed_mb = queue.about["limits"]["memory"]
-        usable = [number for number, free in free_mb.items() if free >= needed_mb]
-        invoker = self._paused(queue, creation_id, usable)
-        if invoker is None:
-            managed = list(free_mb)[: max(1, math.ceil(len(free_mb) * 0.9))]
-            if not (candidates := [number for number in managed if number in usable]):
-                queue.failed(creation_id, "NoAvailableInvokersError", "NoAvailableInvokersError")
-                return
-            invoker = self._draws.invoker(queue.owner.action, candidates)
-        if creation_id not in self._jobs:
-            self._jobs[creation_id] = queue
-            self.session.write(fpc_wire.progress_key(queue.owner, self.name, creation_id))
-            self.spawn(self._expire(creation_id))
+    def send_creation(self, queue: Queue, invoker: int, creation_id: str, retries: int) -> None:
+        """The order for one container."""
         creation = fpc_wire.creation(
             queue.owner, queue.about, scheduler=self.name, host=HOST, port=self.port, creation_id=creation_id,
             began_ms=self._began_ms, retries=retries,
         )  # fmt: skip
         self._bus.send(f"invoker{invoker}", creation)
-
-    def _paused(self, queue: Queue, creation_id: str, usable: list[int]) -> int | None:
-        """The invoker of a paused container that nobody else is about to take."""
-        mine = f"warmed/{queue.owner.base}/{queue.owner.revision or 'null'}/"
-        free = {
-            key: int(key.split("/")[-3])
-            for key in self._warmed
-            if key.startswith(mine) and key not in self._taken.values() and int(key.split("/")[-3]) in usable
-        }
-        if not free:
-            return None
-        number = self._draws.invoker(queue.owner.action, list(free.values()))
-        self._taken[creation_id] = next(key for key, invoker in free.items() if invoker == number)
-        return number
-
-    async def _expire(self, creation_id: str) -> None:
-        await self.clock.sleep(_IN_PROGRESS_S)
-        if queue := self._finish(creation_id):
-            queue.failed(creation_id, "TimeoutError", "timeout waiting for the ack of the creation")
 
     def _acknowledged(self, ack: Json) -> None:
         try:
@@ -363,30 +295,7 @@ class Scheduler:
             self.dropped += 1
             self._log("ERROR", "sid_unknown", "CreationJobManager", f"failed processing message: {missing!r}")
             return
-        if error is None:
-            self.spawn(self._succeed(creation_id))
-        elif error in fpc_wire.RETRYABLE and retries < _RETRIES:
-            if queue := self._jobs.get(creation_id):
-                self._taken.pop(creation_id, None)
-                self.spawn(self._again(queue, creation_id, retries))
-        elif queue := self._finish(creation_id):
-            queue.failed(creation_id, error, ack.get("reason", "unknown reason"))
-
-    async def _succeed(self, creation_id: str) -> None:
-        await self.clock.sleep(_ACK_S)
-        if queue := self._finish(creation_id):
-            queue.created(creation_id)
-
-    async def _again(self, queue: Queue, creation_id: str, retries: int) -> None:
-        await self.clock.sleep(0.1 * 2**retries)
-        await self._order(queue, creation_id, retries=retries + 1)
-
-    def _finish(self, creation_id: str) -> Queue | None:
-        self._taken.pop(creation_id, None)
-        queue = self._jobs.pop(creation_id, None)
-        if queue is not None:
-            self.session.remove(fpc_wire.progress_key(queue.owner, self.name, creation_id))
-        return queue
+        self.creations.acknowledged(creation_id, error, ack.get("reason", "unknown reason"), retries)
 
     # --- What etcd tells --------------------------------------------------------------------------------------------
 
@@ -399,12 +308,6 @@ class Scheduler:
         for queue in self._queues_of(key):
             queue.creation_key(key.rpartition("/")[2], there=value is not None)
         self._count(key)
-
-    def _warmed_changed(self, key: str, value: str | None) -> None:
-        if value is None:
-            self._warmed.pop(key, None)
-        else:
-            self._warmed[key] = None
 
     def _queues_of(self, key: str) -> list[Queue]:
         _, _, rest = key.partition("/")
@@ -420,8 +323,8 @@ class Scheduler:
             self.spawn(self._recount(namespace))
 
     async def _recount(self, namespace: str) -> None:
-        existing = len(await self._etcd.read(f"namespace/{namespace}/"))
-        in_progress = len(await self._etcd.read(f"in-progress/{namespace}/"))
+        existing = len(await self.etcd.read(f"namespace/{namespace}/"))
+        in_progress = len(await self.etcd.read(f"in-progress/{namespace}/"))
         if counts := self._counts.get(namespace):
             counts.existing, counts.in_progress = existing, in_progress
             for queue in self.queues.values():
@@ -467,8 +370,9 @@ class Scheduler:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._server is not None:
             await self._server.stop()
-        for known in (self.queues, self._leaders, self._counts, self._warmed, self._taken, self._jobs):
+        for known in (self.queues, self._leaders, self._counts):
             known.clear()
+        self.creations.forget()
         if self._errors:
             raise ExceptionGroup(f"scheduler{self.name} failed", [e for e in self._errors if isinstance(e, Exception)])
         return session
