@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: A whole minute.
 BEGIN_MS = 1_795_245_000_000
 TICK_MS, MINUTE_MS = 10_000, 60_000
+#: What is ordered counts as MESP's for so long; an idle container is removed sooner.
+EXPIRY_S, IDLE_S = 300.0, 200.0
 
 
 @dataclass
@@ -127,11 +129,11 @@ class Scene:
 async def scene(kafka: Kafka, folder: Path) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         clock, prefix = HeldClock(BEGIN_MS - MINUTE_MS), f"{folder.name}-"
-        options, pool = {"bootstrap_servers": kafka.plain}, PoolSettings(memory_mb=4096)
+        options, pool = {"bootstrap_servers": kafka.plain}, PoolSettings(memory_mb=4096, idle_container_s=IDLE_S)
         double = await stack.enter_async_context(running_classic(options, invokers=(pool,), clock=clock, prefix=prefix))
         oracle = await stack.enter_async_context(running_oracle(lambda: clock.now_ms))
         bus = {"bootstrap_servers": kafka.plain, "prefix": prefix}
-        config = {"api_host": double.api, "driver": "classic", "mode": "on", "kafka": bus}
+        config = {"api_host": double.api, "driver": "classic", "mode": "on", "expiry_s": EXPIRY_S, "kafka": bus}
         here = Scene(double, oracle, clock, stack.enter_context(ExitStack()), config, folder)
         here.put("busy", wanted=False)
         await clock.sleep_until(BEGIN_MS)
