@@ -43,6 +43,7 @@ def application(controller: Front) -> web.Application:
             web.get(_ACTIONS, routes.actions),
             web.get(_ACTIONS + "/{name:.+}", routes.action),
             web.post(_ACTIONS + "/{name:.+}", routes.invoke),
+            web.get(_NAMESPACES + "/{namespace}/triggers", routes.triggers),
             web.get(_ACTIVATIONS, routes.activations),
             web.get(_ACTIVATIONS + "/{id}", routes.activation),
         ]
@@ -71,6 +72,11 @@ class _Routes:
         """OpenWhisk's defaults; this double refuses nobody for them."""
         self._user(request)
         return web.json_response({"invocationsPerMinute": 60, "concurrentInvocations": 30})
+
+    async def triggers(self, request: web.Request) -> web.Response:
+        """Nobody made any."""
+        self._user(request)
+        return web.json_response([])
 
     async def actions(self, request: web.Request) -> web.Response:
         """Without ``parameters``, as the real one lists them."""

@@ -92,6 +92,7 @@ class Standalone:
         app.router.add_get(base + "/{ns}/actions", self._list_actions)
         app.router.add_get(base + "/{ns}/actions/{name:.+}", self._get_action)
         app.router.add_post(base + "/{ns}/actions/{name:.+}", self._invoke)
+        app.router.add_get(base + "/{ns}/triggers", self._list_triggers)
         app.router.add_get(base + "/{ns}/activations", self._list_activations)
         app.router.add_get(base + "/{ns}/activations/{id}", self._get_activation)
         app.router.add_get("/activation", self._in_flight)
@@ -178,6 +179,9 @@ class Standalone:
                 "minActionConcurrency": 1, "minActionLogs": 0, "minActionMemory": 128, "minActionTimeout": 100,
             }
         )  # fmt: skip
+
+    async def _list_triggers(self, request: web.Request) -> web.Response:
+        return _page(request, "triggers", [])
 
     async def _list_actions(self, request: web.Request) -> web.Response:
         listed = sorted(self._actions.values(), key=lambda action: -action.updated_ms)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from e2e.openwhisk.model import Json
     from e2e.servers.kafka import Kafka
 
+
 @pytest.fixture(scope="module")
 def everything(kafka: Kafka) -> dict[str, Played]:
     if not (FOLDER / "classic").is_dir():
