@@ -197,7 +197,7 @@ class Ack:
     Attributes:
         system_error: the platform failed; None where only the result came.
         invoker: whose slot is free; None where the slot is still taken (the logs are being collected). A scheduler
-            that gave a call up says invoker 0 of 0 MB.
+            that gave a call up says invoker 0 of 0 MB; one that found no queue for it names itself, and is read so, too.
         record: None for a non-blocking call, and where it was too large for the bus.
     """
 
@@ -216,7 +216,7 @@ class Ack:
 def parse_ack(raw: bytes | str, what: str = "ack") -> Ack:
     """An ack from ``completed<controller>``; which kind it is, its members tell."""
     fields = read_object(what, raw)
-    invoker = read_invoker(fields.object("instance")) if fields.has("instance") else None
+    invoker = _acker(fields.object("instance")) if fields.has("instance") else None
     record: ActivationRecord | None = None
     if invoker is not None and not fields.has("response"):
         activation_id = fields.text("activationId", HEX_ID)
@@ -250,6 +250,14 @@ def parse_ping(raw: bytes | str, what: str = "health ping") -> Ping:
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------
+
+
+def _acker(fields: Fields) -> Invoker:
+    """Who acks: an invoker, or a scheduler by its name alone (QueueManager.scala), which has no slot to free."""
+    if fields.has("asString") and not fields.has("instanceType"):
+        fields.text("asString")
+        return Invoker(instance=0, user_memory_mb=0.0)
+    return read_invoker(fields)
 
 
 def _record(fields: Fields) -> ActivationRecord:

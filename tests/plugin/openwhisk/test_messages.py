@@ -213,6 +213,20 @@ def test_an_ack_too_large_for_the_bus_holds_an_id_instead_of_a_record() -> None:
     assert (ack.activation_id, ack.record, ack.frees_slot) == (CALL["activationId"], None, False)
 
 
+def test_a_scheduler_that_found_no_queue_ends_the_call() -> None:
+    """Seen on a real one: it names itself as no invoker does, and the call is over."""
+    record = {
+        "activationId": CALL["activationId"],
+        "annotations": [{"key": "path", "value": "guest/hello"}, {"key": "kind", "value": "unknown"}],
+        "duration": 0, "end": 1795304914604, "logs": [], "name": "hello", "namespace": "guest", "publish": False,
+        "response": {"result": {"error": "The activation has not been processed."}, "statusCode": 3},
+        "start": 1795304914604, "subject": "guest", "version": "0.0.1",
+    }  # fmt: skip
+    message = {"instance": {"asString": "0"}, "isSystemError": True, "response": record, "transid": ["t", 1]}
+    ack = parse_ack(json.dumps(message))
+    assert (ack.activation_id, ack.frees_slot, ack.system_error) == (CALL["activationId"], True, True)
+
+
 @pytest.mark.parametrize("kept", [{"transid": ["t", 1]}, {"transid": ["t", 1], "response": None}])
 def test_an_ack_of_nothing_is_refused(kept: dict[str, object]) -> None:
     """Neither an instance nor a response: none of the three kinds."""
