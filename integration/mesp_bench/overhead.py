@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import platform
 import resource
+import shlex
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
+import mesp
 from mesp.types import Forecasts, ForecastStatus, FunctionKey
 from mesp_bench.tables import Row, Table
 from mesp_plugin.loop import Loop
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mesp.types import Rejection, StepCounts
+    from mesp_plugin.openwhisk.fields import Json, JsonObject
     from mesp_plugin.openwhisk.rest import OpenWhiskApi
 
 _BEGIN_MS: Final = 1_795_245_000_000
@@ -74,10 +80,15 @@ class _Api:
         return [ActionSummary(f"guest/{name}", 1) for name in self._names]
 
     async def action(self, full_name: str) -> Fields:
-        limits = {"memory": 256, "timeout": 60_000, "logs": 10, "concurrency": 1}
-        notes = [{"key": "mesp-prewarm", "value": True}]
-        document = {"namespace": "guest", "name": full_name.partition("/")[2], "version": "0.0.1", "publish": False}
-        kind = {"kind": "nodejs:20", "binary": False}
+        limits: JsonObject = {"memory": 256, "timeout": 60_000, "logs": 10, "concurrency": 1}
+        notes: list[Json] = [{"key": "mesp-prewarm", "value": True}]
+        document: JsonObject = {
+            "namespace": "guest",
+            "name": full_name.partition("/")[2],
+            "version": "0.0.1",
+            "publish": False,
+        }
+        kind: JsonObject = {"kind": "nodejs:20", "binary": False}
         return Fields(
             "action", document | {"exec": kind, "limits": limits, "annotations": notes, "parameters": [], "updated": 1}
         )  # fmt: skip
@@ -137,10 +148,17 @@ def bench_overhead(rate: int, functions: int, seconds: int, progress: Callable[[
     }
     notes = [
         "seconds: processor time of all ticks. cpu_share: of one core. Kafka's client and the predictor are not in it.",
-        "peak_rss_mb: of this whole process, numba, polars and the messages that it made included.",
+        "peak_rss_mb: of this whole process, the messages that it made included.",
     ]
     protocol = {"calls_per_s": rate, "functions": functions, "played_s": seconds, "invokers": _INVOKERS}
-    return {"notes": notes, "protocol": protocol, "rows": [row]}
+    about = {
+        "mesp": mesp.__version__,
+        "command": shlex.join(["mesp", *sys.argv[1:]]),
+        "machine": f"{platform.machine()} {platform.system()}",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    return {"provenance": about, "notes": notes, "protocol": protocol, "rows": [row]}
 
 
 def overhead_table(result: dict[str, Any]) -> Table:
@@ -185,8 +203,8 @@ async def _play(
     with tempfile.TemporaryDirectory(prefix="mesp-bench-") as folder:
         holdings = Holdings(Path(folder) / "state.json")
         driver = ClassicDriver(bus, "guest", None, actions, holdings, config, own)
-        platform = OpenWhiskPlatform(driver, holdings, mode="shadow", expiry_ms=config.expiry_ms, metrics=own)
-        loop = Loop(platform, predictor, config.loop, metrics=metrics)
+        beside = OpenWhiskPlatform(driver, holdings, mode="shadow", expiry_ms=config.expiry_ms, metrics=own)
+        loop = Loop(beside, predictor, config.loop, metrics=metrics)
         end_ms = _BEGIN_MS + _STEP_MS + seconds * 1_000
         for now_ms in range(_BEGIN_MS, end_ms + 1, tick_ms):
             bus.waiting = _messages(names, rate, now_ms - tick_ms, now_ms)
