@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from e2e.openwhisk.front import Entry, Front, UnavailableError
+from e2e.openwhisk.front import Entry, Front, ThrottledError, UnavailableError
 from e2e.openwhisk.model import Action, User
 from e2e.openwhisk.sharding import Sharding
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from e2e.openwhisk.clock import Clock
     from e2e.openwhisk.model import Json, Store
     from e2e.openwhisk.recording import Recording
+    from e2e.openwhisk.throttle import Throttle
 
 OFFLINE_AFTER_S = 10.0
 TEST_EVERY_S = 60.0
@@ -65,6 +66,8 @@ class Controller(Front):
         self._sharding = Sharding(randomness)
         self._health: list[_Health] = []
         self._test_began_ms = 0
+        #: The limits of the one namespace whose users call; None: nobody is refused.
+        self.throttle: Throttle | None = None
 
     async def start(self) -> None:
         """Begins to listen; knows no invoker yet."""
@@ -83,6 +86,12 @@ class Controller(Front):
         return {health.name: health.state for health in self._health}
 
     # --- Calls ------------------------------------------------------------------------------------------------------
+
+    def admit(self, user: User, action: Action) -> None:  # noqa: ARG002 (limits are the namespace's)
+        """Raises `ThrottledError` where its `throttle` refuses."""
+        in_flight = sum(entry.namespace == user.namespace for entry in self.flying.values())
+        if self.throttle and (sentence := self.throttle.refusal(self.clock.now_ms, in_flight)):
+            raise ThrottledError(sentence)
 
     async def place(self, user: User, action: Action, transid: list[Any]) -> int:
         """The invoker that the balancer finds, of which it takes a slot."""

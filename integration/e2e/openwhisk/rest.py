@@ -69,7 +69,7 @@ class _Routes:
         return web.json_response([self._user(request).namespace])
 
     async def limits(self, request: web.Request) -> web.Response:
-        """OpenWhisk's defaults; this double refuses nobody for them."""
+        """OpenWhisk's defaults; nobody is refused for them unless the controller has a `Throttle`."""
         self._user(request)
         return web.json_response({"invocationsPerMinute": 60, "concurrentInvocations": 30})
 

@@ -14,13 +14,13 @@ import json
 import random
 import re
 import secrets
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from e2e.openwhisk.standalone_pool import Job, Pool, Spec, Times
+from e2e.openwhisk.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -65,11 +65,9 @@ class Standalone:
         self.lose_answers = False
         self._timeline = timeline
         self._rng = random.Random(seed)
-        self._per_minute = per_minute
-        self._concurrent = concurrent
+        self._limits_kept = Throttle(per_minute, concurrent)
         self._actions: dict[str, Spec] = {}
         self._active: dict[str, Job] = {}
-        self._rate: Counter[int] = Counter()
         self._waiting: dict[str, asyncio.Future[None]] = {}
 
     # --- As a program uses it -------------------------------------------------------------------------------------
@@ -130,13 +128,8 @@ class Standalone:
 
     def _throttle(self) -> str | None:
         """The sentence of a refusal; a refused call counts toward the rate."""
-        minute = self._timeline.now_ms() // 60_000
-        self._rate[minute] += self._per_minute + 1 if self.throttled else 1
-        if self._rate[minute] > self._per_minute:
-            return f"Too many requests in the last minute (count: {self._rate[minute]}, allowed: {self._per_minute})."
-        if len(self._active) >= self._concurrent:
-            return f"Too many concurrent requests in flight (count: {len(self._active)}, allowed: {self._concurrent})."
-        return None
+        calls = self._limits_kept.per_minute + 1 if self.throttled else 1
+        return self._limits_kept.refusal(self._timeline.now_ms(), len(self._active), calls)
 
     async def _invoke(self, request: web.Request) -> web.Response:
         action = self._actions.get(request.match_info["name"])
@@ -173,8 +166,8 @@ class Standalone:
     async def _limits(self, _request: web.Request) -> web.Response:
         return web.json_response(
             {
-                "concurrentInvocations": self._concurrent, "firesPerMinute": 60, "invocationsPerMinute": self._per_minute,
-                "maxActionConcurrency": 1, "maxActionInstances": self._concurrent, "maxActionLogs": 10,
+                "concurrentInvocations": self._limits_kept.concurrent, "firesPerMinute": 60, "invocationsPerMinute": self._limits_kept.per_minute,
+                "maxActionConcurrency": 1, "maxActionInstances": self._limits_kept.concurrent, "maxActionLogs": 10,
                 "maxActionMemory": 512, "maxActionTimeout": 300_000, "maxParameterSize": "1048576 B",
                 "minActionConcurrency": 1, "minActionLogs": 0, "minActionMemory": 128, "minActionTimeout": 100,
             }
