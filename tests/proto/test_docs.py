@@ -128,8 +128,8 @@ def test_paths_named_in_the_text_exist() -> None:
 
 @pytest.mark.parametrize("registry", [LoopMetrics().registry, PredictorMetrics().registry], ids=["loop", "predictor"])
 def test_every_metric_is_told(registry: CollectorRegistry) -> None:
-    """The operator's page names every metric as Prometheus sees it, and none that is not there."""
-    families = list(registry.collect())
+    """The operator's page names every metric of MESP as Prometheus sees it, and none that is not there."""
+    families = [family for family in registry.collect() if family.name.startswith("mesp_")]
     exposed = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     prefix = next(iter(exposed)).rsplit("mesp_", 1)[1].partition("_")[0]
     assert set(re.findall(rf"`(mesp_{prefix}_\w+)`", OPERATION)) == exposed

@@ -70,7 +70,7 @@ def refused(parse: Callable[[bytes | str], object], raw: bytes | str) -> str | N
     return str(outcome)
 
 
-@given(raw=st.binary(max_size=60))
+@given(raw=st.binary(max_size=60).filter(lambda raw: raw not in {b"true", b"false"}))  # a throttling key's values
 @example(raw=b"[" * 100_000)
 @example(raw=b'{"a":' * 50_000)
 @example(raw=b"1" * 5_000)
