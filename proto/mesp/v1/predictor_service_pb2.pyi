@@ -29,12 +29,19 @@ class _TriggerEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     TRIGGER_UNSPECIFIED: _Trigger.ValueType  # 0
     """Not known."""
     TRIGGER_HTTP: _Trigger.ValueType  # 1
+    """Calls over HTTP."""
     TRIGGER_TIMER: _Trigger.ValueType  # 2
+    """A schedule."""
     TRIGGER_QUEUE: _Trigger.ValueType  # 3
+    """Messages in a queue."""
     TRIGGER_EVENT: _Trigger.ValueType  # 4
+    """Events of a stream or a bus."""
     TRIGGER_STORAGE: _Trigger.ValueType  # 5
+    """Changes in a store."""
     TRIGGER_ORCHESTRATION: _Trigger.ValueType  # 6
+    """Other functions, by a workflow."""
     TRIGGER_OTHERS: _Trigger.ValueType  # 7
+    """Something else."""
 
 class Trigger(_Trigger, metaclass=_TriggerEnumTypeWrapper):
     """What invokes a function, in the words of the Azure Functions traces."""
@@ -42,12 +49,19 @@ class Trigger(_Trigger, metaclass=_TriggerEnumTypeWrapper):
 TRIGGER_UNSPECIFIED: Trigger.ValueType  # 0
 """Not known."""
 TRIGGER_HTTP: Trigger.ValueType  # 1
+"""Calls over HTTP."""
 TRIGGER_TIMER: Trigger.ValueType  # 2
+"""A schedule."""
 TRIGGER_QUEUE: Trigger.ValueType  # 3
+"""Messages in a queue."""
 TRIGGER_EVENT: Trigger.ValueType  # 4
+"""Events of a stream or a bus."""
 TRIGGER_STORAGE: Trigger.ValueType  # 5
+"""Changes in a store."""
 TRIGGER_ORCHESTRATION: Trigger.ValueType  # 6
+"""Other functions, by a workflow."""
 TRIGGER_OTHERS: Trigger.ValueType  # 7
+"""Something else."""
 global___Trigger = Trigger
 
 @typing.final
