@@ -82,7 +82,7 @@ class Etcd:
         where: JsonObject = {"key": _base64(prefix), "range_end": _base64(_end(prefix))}
         request: JsonObject = {"create_request": where | {"start_revision": str(revision)}}
         timeout = aiohttp.ClientTimeout(sock_connect=_DEADLINE_S, sock_read=_SILENCE_S)
-        async with await self._post("watch", request, timeout) as response:
+        async with await self._post("watch", request, timeout) as response, _aborted(response):
             with _told_by_kind():
                 async for line in _lines(response):
                     answer = read_object("etcd", line)
@@ -184,6 +184,16 @@ async def open_etcd(config: EtcdConfig) -> AsyncIterator[Etcd]:
         raise InputError(f"etcd.ca_file = {config.ca_file}: cannot be read as certificates in PEM form") from None
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as session:
         yield Etcd(session, config, password)
+
+
+@asynccontextmanager
+async def _aborted(response: aiohttp.ClientResponse) -> AsyncIterator[None]:
+    """Ends the connection with the block: a stream without an end has none to wait for, least of all inside TLS."""
+    try:
+        yield
+    finally:
+        if response.connection and response.connection.transport:
+            response.connection.transport.abort()
 
 
 @contextmanager
