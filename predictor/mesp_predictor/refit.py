@@ -44,7 +44,7 @@ DRAWN = 300
 FARTHER_SHARE = 0.25
 #: Steps ahead of the farthest lesson.
 FARTHEST = 15
-#: Lessons remembered at most: some 20 hours of 200 functions or more, 145 MB.
+#: Lessons remembered at most: some 20 hours of 200 functions or more, 168 MB.
 REMEMBERED = 320_000
 #: Lessons, and active ones among them, without which nothing is learned.
 LEAST, LEAST_ACTIVE = 5_000, 200

@@ -48,8 +48,8 @@ async def open_platform(
         clock: by which containers are held (FPC); None: the machine's.
 
     Raises:
-        InputError: no key, a key that is not taken, a driver that this version does not have, a state file that
-            another plugin uses.
+        InputError: no key, a key that is not taken, a driver that does not fit what is there, a state
+            file that another plugin uses.
         UnavailableError: the platform does not answer, or no driver fits what is there.
     """
     key, holdings = Key.read(config), Holdings(config.state_file)
