@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mesp_plugin.openwhisk.fields import JsonObject
 
 _DEADLINE_S: Final = 5.0
-#: Every living invoker writes each second: a stream that is silent for so long is broken, or has nobody to follow.
+#: Where nothing happens nothing is written: a stream that is silent for so long may be broken, and is opened anew.
 _SILENCE_S: Final = 30.0
 #: Of gRPC, UNAUTHENTICATED: the token is not taken (any more).
 _BAD_TOKEN: Final = 16
@@ -73,11 +73,12 @@ class Etcd:
     async def follow(self, prefix: str, revision: int) -> AsyncGenerator[tuple[list[Change], int], None]:
         """(changes below `prefix` in their order, the revision of the last) from `revision` on, as they come.
 
-        The first are none: the stream is open.
+        The first are none: the stream is open. It ends where nothing came for half a minute, which is no failure: go on
+        from the revision after the last.
 
         Raises:
             CompactedError: `revision` is too old.
-            UnavailableError: the stream broke, or was silent for half a minute; go on from the revision after the last.
+            UnavailableError: the stream broke; go on likewise.
         """
         where: JsonObject = {"key": _base64(prefix), "range_end": _base64(_end(prefix))}
         request: JsonObject = {"create_request": where | {"start_revision": str(revision)}}
@@ -85,6 +86,8 @@ class Etcd:
         async with await self._post("watch", request, timeout) as response, _aborted(response):
             with _told_by_kind():
                 async for line in _lines(response):
+                    if line is None:
+                        return
                     answer = read_object("etcd", line)
                     told = answer.object("result") if answer.has("result") else answer
                     if told.has("compact_revision"):
@@ -205,13 +208,16 @@ def _told_by_kind(sentence: str = "etcd does not answer as it must") -> Iterator
         raise UnavailableError(f"{sentence}: {type(error).__name__}") from None
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The stream's lines, however long."""
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes | None]:
+    """The stream's lines, however long; None where it is silent for too long, and ends for that."""
     rest = b""
-    async for chunk in response.content.iter_any():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
+    try:
+        async for chunk in response.content.iter_any():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line
+    except aiohttp.SocketTimeoutError:
+        yield None
 
 
 def _items(fields: Fields, key: str) -> list[Fields]:

@@ -5,7 +5,7 @@ lease. `parse_key` makes a dataclass of a key, each dataclass makes its key agai
 
 | key | says |
 | --- | --- |
-| ``invokers/0[/unique[/displayed]]`` | `InvokerKey`; its value (`parse_resources`) is written each second |
+| ``invokers/0[/unique[/displayed]]`` | `InvokerKey`; its value (`parse_resources`) is written when it changes |
 | ``namespace/NS/ACTION/REV/invoker0/container/ID`` | `ContainerKey`, existing: up, held or busy |
 | ``warmed/NS/ACTION/REV/invoker/0/container/ID`` | `ContainerKey`, warmed: paused, free of the namespace's limit |
 | ``in-progress/NS/ACTION/REV/scheduler/0/creationId/ID`` | `CreationKey`: a scheduler waits for it |

@@ -173,6 +173,15 @@ async def test_it_goes_on_where_it_was(no_wait: None) -> None:
     assert [line["event"] for line in logs] == ["etcd fails, trying again every second"]
 
 
+async def test_silence_is_no_failure() -> None:
+    """A stream that ended for it is followed on, and the facts count as fresh all the time."""
+    etcd, cluster = FakeEtcd([Change(UP, b"")], 5, [[([], 5)], [([Change(LEADER, b"{}")], 8)]]), Cluster()
+    with capture_logs() as logs:
+        assert await kept_up(etcd, cluster)
+    assert etcd.asked == ["whisk/", 6, 6, 9]
+    assert logs == []
+
+
 async def test_what_was_compacted_is_looked_at_anew(no_wait: None) -> None:
     """Changes are lost: what is there now counts, and what is not there any more has ended."""
     etcd, cluster = FakeEtcd([Change(UP, b"")], 5, [[CompactedError("etcd: compacted")]]), Cluster()

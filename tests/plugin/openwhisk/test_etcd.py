@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mesp.config import load_config
 from mesp.errors import InputError, UnavailableError
+from mesp_plugin.openwhisk import etcd as module
 from mesp_plugin.openwhisk.config import EtcdConfig, OpenWhiskConfig
 from mesp_plugin.openwhisk.etcd import Change, CompactedError, Etcd, open_etcd
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 SECRET = "topsecret"
 #: Nobody listens on the discard port.
 NOBODY = "http://127.0.0.1:9"
+#: In a stream: nothing more comes, and it does not end.
+SILENCE = object()
 
 
 def b64(text: str) -> str:
@@ -59,6 +62,8 @@ class FakeEtcd:
         stream = web.StreamResponse()
         await stream.prepare(request)
         for part in answer:
+            if part is SILENCE:
+                await asyncio.Event().wait()
             await stream.write(part if isinstance(part, bytes) else json.dumps(part).encode() + b"\n")
         return stream
 
@@ -142,6 +147,16 @@ async def test_what_ends_a_watch_is_told_by_kind(fake: FakeEtcd, told: Any, erro
             await follow_all(etcd, [])
     assert SECRET not in str(caught.value)
     assert type(caught.value) is error
+
+
+async def test_a_silent_watch_ends_without_failure(fake: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing happens nothing is written: what came before is told, and whoever follows goes on from there."""
+    monkeypatch.setattr(module, "_SILENCE_S", 0.05)
+    fake.answers["watch"] = [CREATED, events({"kv": kv("whisk/a", "1", 5)}), SILENCE]
+    async with client(fake) as etcd:
+        seen: list[tuple[list[Change], int]] = []
+        await follow_all(etcd, seen, 4)
+    assert seen == [([], 4), ([Change("whisk/a", b"1")], 5)]
 
 
 # --- Leases ---------------------------------------------------------------------------------------------------------------
