@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mesp.errors import InputError
+from mesp.forecast_wire import forecasts_from_chunks, forecasts_to_chunks
 from mesp.types import FunctionKey
 from mesp.v1 import placement_service_pb2 as pb
 from mesp.v1 import types_pb2 as types_pb
-from mesp.wire import check_key, forecasts_from_chunks, forecasts_to_chunks
+from mesp.wire import check_key
 from mesp_placement.model import (
     Container,
     ContainerState,

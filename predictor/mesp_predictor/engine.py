@@ -21,6 +21,7 @@ import structlog
 
 from mesp import wire
 from mesp.errors import InputError, MespError
+from mesp.forecast_wire import MAX_LEVELS, forecasts_to_chunks
 from mesp.types import Forecasts, ForecastStatus, FunctionKey, ModelDescription, Rejection
 from mesp.v1 import predictor_service_pb2 as pb
 from mesp.v1 import types_pb2 as types_pb
@@ -126,9 +127,9 @@ class Engine:
             raise InputError(f"horizon = {horizon}, must be in [1, {model.max_horizon}], or 0 for the default")
         levels = tuple(request.levels) or model.levels
         ascending = all(low < high for low, high in itertools.pairwise((0.0, *levels, 1.0)))
-        if not ascending or len(levels) > wire.MAX_LEVELS:
+        if not ascending or len(levels) > MAX_LEVELS:
             shown = ", ".join(f"{level:g}" for level in levels[:12])
-            raise InputError(f"levels = [{shown}], must be at most {wire.MAX_LEVELS}, ascending, each inside (0, 1)")
+            raise InputError(f"levels = [{shown}], must be at most {MAX_LEVELS}, ascending, each inside (0, 1)")
         keys = tuple(dict.fromkeys(FunctionKey(key.scope, key.name) for key in request.functions))
         return Question(keys or None, horizon, levels)
 
@@ -138,7 +139,7 @@ class Engine:
             self.advance()
             if self._kept is not None and self._kept[:2] == (self.store.version, question):
                 return self._kept[2]
-            chunks = list(wire.forecasts_to_chunks(self._forecasts(question)))
+            chunks = list(forecasts_to_chunks(self._forecasts(question)))
         except MespError as error:
             raise RuntimeError(f"the model's answer is not valid: {error}") from error
         model = self._forecaster

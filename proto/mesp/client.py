@@ -24,6 +24,7 @@ import grpc.aio
 
 from mesp import wire
 from mesp.errors import InputError, MespError, UnavailableError
+from mesp.forecast_wire import forecasts_from_chunks
 from mesp.server import MAX_MESSAGE_BYTES
 from mesp.types import Rejection
 from mesp.v1 import predictor_service_pb2 as predictor_pb
@@ -255,7 +256,7 @@ class PredictorClient:
             return [response.chunk async for response in call]
 
         chunks = await self._retrying("Forecast", receive)
-        self._latest = wire.forecasts_from_chunks(chunks)
+        self._latest = forecasts_from_chunks(chunks)
         return self._latest
 
     async def watch(
@@ -276,7 +277,7 @@ class PredictorClient:
                     chunks.append(response.chunk)
                     if not response.chunk.last:
                         continue
-                    forecasts, chunks, attempt = wire.forecasts_from_chunks(chunks), [], 1
+                    forecasts, chunks, attempt = forecasts_from_chunks(chunks), [], 1
                     self._budget.succeeded()
                     if (tick := (forecasts.tick_id, forecasts.as_of_ms)) != seen:
                         seen, self._latest = tick, forecasts

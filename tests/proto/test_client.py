@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mesp import wire
 from mesp.client import Backlog, ClientConfig, PredictorClient, RetryBudget
 from mesp.errors import InputError, MespError, UnavailableError
+from mesp.forecast_wire import forecasts_to_chunks
 from mesp.server import serve
 from mesp.types import Forecasts, ForecastStatus, FunctionKey, ModelDescription, StepCounts
 from mesp.v1 import predictor_service_pb2 as predictor_pb
@@ -76,7 +77,7 @@ class ScriptedPredictor(predictor_grpc.PredictorServiceServicer):
     async def Forecast(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802 (gRPC's names)
         await self._answer_or_fail(context)
         asked = tuple(map(wire.key_from_pb, request.functions)) or (A, B)
-        for chunk in wire.forecasts_to_chunks(forecast(functions=asked), max_functions=1):
+        for chunk in forecasts_to_chunks(forecast(functions=asked), max_functions=1):
             yield predictor_pb.ForecastResponse(chunk=chunk)
 
     async def WatchForecasts(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802 (gRPC's names)
@@ -85,10 +86,10 @@ class ScriptedPredictor(predictor_grpc.PredictorServiceServicer):
                 yield predictor_pb.WatchForecastsResponse(chunk=item)
             elif not isinstance(item, Forecasts):
                 # Half a tick, then the connection breaks.
-                yield predictor_pb.WatchForecastsResponse(chunk=next(wire.forecasts_to_chunks(forecast(99), 1)))
+                yield predictor_pb.WatchForecastsResponse(chunk=next(forecasts_to_chunks(forecast(99), 1)))
                 await context.abort(item, "as the script says")
             else:
-                for chunk in wire.forecasts_to_chunks(item, max_functions=1):
+                for chunk in forecasts_to_chunks(item, max_functions=1):
                     yield predictor_pb.WatchForecastsResponse(chunk=chunk)
 
     async def DescribeModel(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802 (gRPC's names)
@@ -343,7 +344,7 @@ async def test_watching_sees_each_tick_once_over_reconnects() -> None:
 async def test_watching_never_sees_half_a_tick() -> None:
     """A tick that the predictor gives up for a newer one is left out; the newer one arrives whole."""
     predictor = ScriptedPredictor()
-    predictor.watches.append([next(wire.forecasts_to_chunks(forecast(1), 1)), forecast(2)])
+    predictor.watches.append([next(forecasts_to_chunks(forecast(1), 1)), forecast(2)])
     async with connected(predictor) as (client, _):
         received = await anext(client.watch())
     assert (received.tick_id, received.functions) == (2, (A, B))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mesp import wire
 from mesp.errors import InputError
+from mesp.forecast_wire import forecasts_from_chunks, forecasts_to_chunks
 from mesp.types import (
     DEFAULT_LEVELS,
     Forecasts,
@@ -138,11 +139,11 @@ def test_split_parts_applied_in_order_say_what_the_whole_says(step: StepCounts, 
 @given(forecasts(), st.integers(1, 4))
 def test_forecasts_survive_the_wire(forecast: Forecasts, size: int) -> None:
     """Forecasts are the same after chunking, bytes, and joining; `last` is set on the last chunk only."""
-    sent = [chunk.SerializeToString() for chunk in wire.forecasts_to_chunks(forecast, size)]
+    sent = [chunk.SerializeToString() for chunk in forecasts_to_chunks(forecast, size)]
     chunks = [types_pb.ForecastChunk.FromString(data) for data in sent]
     assert [chunk.last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert all(len(chunk.functions) <= size for chunk in chunks)
-    assert same(wire.forecasts_from_chunks(chunks), forecast)
+    assert same(forecasts_from_chunks(chunks), forecast)
 
 
 def test_chunks_of_long_rows_stay_below_the_usual_message_limit() -> None:
@@ -157,7 +158,7 @@ def test_chunks_of_long_rows_stay_below_the_usual_message_limit() -> None:
         weights=np.ones((rows, 1), np.float32),
         age_ms=np.zeros(rows, np.int64),
     )
-    assert max(chunk.ByteSize() for chunk in wire.forecasts_to_chunks(forecast)) < 4 * 2**20
+    assert max(chunk.ByteSize() for chunk in forecasts_to_chunks(forecast)) < 4 * 2**20
 
 
 @given(st.binary(max_size=200))
@@ -166,7 +167,7 @@ def test_random_bytes_decode_or_are_refused(data: bytes) -> None:
     for parse in (
         lambda: wire.step_counts_from_pb(predictor_pb.StepCounts.FromString(data)),
         lambda: wire.observe_from_pb(predictor_pb.ObserveRequest.FromString(data)),
-        lambda: wire.forecasts_from_chunks([types_pb.ForecastChunk.FromString(data)]),
+        lambda: forecasts_from_chunks([types_pb.ForecastChunk.FromString(data)]),
         lambda: wire.description_from_pb(predictor_pb.DescribeModelResponse.FromString(data)),
         lambda: wire.rejection_from_pb(predictor_pb.Rejection.FromString(data)),
     ):
@@ -222,9 +223,9 @@ def test_random_reports_decode_to_what_encodes_or_are_refused(message: predictor
 )
 def test_random_chunks_join_to_what_encodes_or_are_refused(chunks: list[types_pb.ForecastChunk]) -> None:
     """Well-formed chunks of arbitrary values either join to forecasts that encode again, or are refused."""
-    forecast = decoded_or_refused(lambda: wire.forecasts_from_chunks(chunks))
+    forecast = decoded_or_refused(lambda: forecasts_from_chunks(chunks))
     if forecast is not None:
-        assert same(wire.forecasts_from_chunks(wire.forecasts_to_chunks(forecast)), forecast)
+        assert same(forecasts_from_chunks(forecasts_to_chunks(forecast)), forecast)
 
 
 def report(**changes: object) -> predictor_pb.StepCounts:
@@ -341,9 +342,9 @@ def test_reports_that_break_the_rules_are_not_sent() -> None:
 )
 def test_forecasts_that_break_a_promise_are_not_sent(changes: dict[str, object], words: str) -> None:
     """Each promise of `Forecasts`, broken alone, is named with the tick."""
-    list(wire.forecasts_to_chunks(one_forecast()))
+    list(forecasts_to_chunks(one_forecast()))
     with pytest.raises(InputError, match=words):
-        list(wire.forecasts_to_chunks(one_forecast(**changes)))
+        list(forecasts_to_chunks(one_forecast(**changes)))
 
 
 def test_a_refused_name_comes_back_as_it_was_asked_for() -> None:
@@ -351,12 +352,12 @@ def test_a_refused_name_comes_back_as_it_was_asked_for() -> None:
     refused = one_forecast(
         functions=(A, FunctionKey("", "")), status=(ForecastStatus.OK, ForecastStatus.UNKNOWN_FUNCTION)
     )
-    assert wire.forecasts_from_chunks(wire.forecasts_to_chunks(refused)).functions[1] == FunctionKey("", "")
+    assert forecasts_from_chunks(forecasts_to_chunks(refused)).functions[1] == FunctionKey("", "")
 
 
 def test_half_a_tick_is_never_taken_for_a_whole() -> None:
     """A missing last chunk, a chunk after the last, a chunk of another tick, and short arrays are refused."""
-    first, last = wire.forecasts_to_chunks(one_forecast(), max_functions=1)
+    first, last = forecasts_to_chunks(one_forecast(), max_functions=1)
     other = types_pb.ForecastChunk()
     other.CopyFrom(last)
     other.tick_id = 8
@@ -375,8 +376,8 @@ def test_half_a_tick_is_never_taken_for_a_whole() -> None:
         ([first, short], "5 quantiles, must be 6 for 1 functions, 3 steps, 2 levels and 1 experts"),
     ):
         with pytest.raises(InputError, match=words):
-            wire.forecasts_from_chunks(chunks)
-    assert same(wire.forecasts_from_chunks([first, last]), one_forecast())
+            forecasts_from_chunks(chunks)
+    assert same(forecasts_from_chunks([first, last]), one_forecast())
 
 
 def test_descriptions_and_rejections_survive_the_wire() -> None:

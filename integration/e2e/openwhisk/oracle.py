@@ -9,6 +9,7 @@ import grpc.aio
 import numpy as np
 
 from mesp import wire
+from mesp.forecast_wire import forecasts_to_chunks
 from mesp.types import Forecasts, ForecastStatus, FunctionKey
 from mesp.v1 import predictor_service_pb2 as predictor_pb
 from mesp.v1 import predictor_service_pb2_grpc as predictor_grpc
@@ -46,7 +47,7 @@ class WireOracle(predictor_grpc.PredictorServiceServicer):
         return predictor_pb.ObserveResponse(rejections=map(wire.rejection_to_pb, rejections))
 
     async def Forecast(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 (gRPC's names)
-        for chunk in wire.forecasts_to_chunks(self._forecasts()):
+        for chunk in forecasts_to_chunks(self._forecasts()):
             yield predictor_pb.ForecastResponse(chunk=chunk)
 
     def _forecasts(self) -> Forecasts:

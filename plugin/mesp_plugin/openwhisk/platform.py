@@ -94,8 +94,8 @@ class OpenWhiskPlatform:
         if self._triggers is None:
             return seen.steps
         await self._triggers.refresh(now_ms)
-        known = self._triggers.known
-        return [replace(step, triggers=known) for step in seen.steps]
+        triggers = self._triggers.known
+        return [replace(step, triggers=triggers) for step in seen.steps]
 
     async def snapshot(self, now_ms: int) -> Snapshot:
         """See `Platform.snapshot`; in shadow mode with what is pretended to be there."""
