@@ -2,7 +2,8 @@
 
 To ``completed<controller>`` of the message goes the result, where the caller waits, and, once the logs are read, the
 completion; to ``events`` the user event; to the store the record, unless the message says
-``storeActivations: false``. It asks nobody who wrote a message.
+``storeActivations: false``. It asks nobody who wrote a message. Where the logs are not to be had within 2 s, as on a
+machine without room, the caller sees nothing of it, but the container is destroyed.
 
 Source: ContainerProxy.scala (`initializeAndRun`) and MessagingActiveAck.scala of apache/openwhisk.
 """
@@ -10,6 +11,7 @@ Source: ContainerProxy.scala (`initializeAndRun`) and MessagingActiveAck.scala o
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from e2e.openwhisk import wire
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from e2e.openwhisk.model import Action, Json, Store
     from e2e.openwhisk.recording import Recording
 
+#: Logs that nobody sees for so long count as lost (`logCollectingIdleTimeout`, DockerContainer.scala).
+LOGS_S = 2.0
 #: Share of results that are overtaken by their completion (8 of 210 in the golden traces).
 REVERSED = 0.04
 
@@ -75,12 +79,11 @@ class Runner:
         overtaken = self.randomness.random() < REVERSED
         if with_logs and call["blocking"] and not overtaken:
             self._ack(call, wire.result(call["transid"], record))
-        if with_logs:
-            await container.logs(record["activationId"])
+        has_logs = not with_logs or await self._read_logs(record, container)
         self.complete(call, record, with_result=not with_logs and call["blocking"])
         if with_logs and call["blocking"] and overtaken:
             self._ack(call, wire.result(call["transid"], record))
-        if response.keeps_container:
+        if response.keeps_container and has_logs:
             return "kept", record["duration"]
         use = "during init of cold" if init and init.answer.status != 200 else "during use of warm"
         message = f"Failed {use} container Some({container.id}), queued activations will be resent."
@@ -100,6 +103,21 @@ class Runner:
             return Answer(502, {"error": exceeded})
         finally:
             running.cancel()
+            limit.cancel()
+
+    async def _read_logs(self, record: Json, container: Container) -> bool:
+        """Whether they came in time; else the record says that they are missing, and the container must go."""
+        reading = asyncio.ensure_future(container.logs(record["activationId"]))
+        limit = asyncio.ensure_future(self.clock.sleep(LOGS_S))
+        try:
+            await asyncio.wait({reading, limit}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                at = datetime.fromtimestamp(self.clock.now_ms / 1000, UTC).isoformat(timespec="microseconds")
+                line = f"{at.replace('+00:00', 'Z'):30} stderr: There was an issue while collecting your logs."
+                record["logs"] = [f"{line} Data might be missing."]
+            return reading.done()
+        finally:
+            reading.cancel()
             limit.cancel()
 
     # --- Answers ----------------------------------------------------------------------------------------------------

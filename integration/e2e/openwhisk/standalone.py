@@ -244,6 +244,7 @@ def _record(job: Job) -> dict[str, Any]:
         {"key": "timeout", "value": False},
         {"key": "limits", "value": _limits_of(action)},
     ]
+    logs = [] if job.has_logs else ["There was an issue while collecting your logs. Data might be missing."]
     if job.init_ms:
         annotations.append({"key": "initTime", "value": job.init_ms})
     response = {
@@ -254,7 +255,7 @@ def _record(job: Job) -> dict[str, Any]:
     }
     return {
         "activationId": job.activation_id, "annotations": annotations, "duration": job.end_ms - job.start_ms,
-        "end": job.end_ms, "logs": [], "name": action.name.rpartition("/")[2], "namespace": NAMESPACE, "publish": False,
+        "end": job.end_ms, "logs": logs, "name": action.name.rpartition("/")[2], "namespace": NAMESPACE, "publish": False,
         "response": response, "start": job.start_ms, "subject": NAMESPACE, "version": action.version,
     }  # fmt: skip
 

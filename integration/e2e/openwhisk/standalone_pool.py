@@ -4,7 +4,8 @@ A call gets the first of: a warm container of its action and revision; a stem ce
 replaced; a new container where memory is left; a new one in place of the longest unused idle ones; else it waits in
 one FIFO buffer, and so does everything after it. ("warming" containers serve only actions with a concurrency above 1,
 which standalone does not allow.) A container is paused 10 s after its run and removed 10 min later; a run that throws
-takes its container with it. Source: containerpool/ContainerPool.scala and ContainerProxy.scala of apache/openwhisk.
+takes its container with it, and so does one whose `docker logs` take longer than 2 s, as they do on a machine without
+room. Source: containerpool/ContainerPool.scala, ContainerProxy.scala and DockerCliLogStore.scala of apache/openwhisk.
 
 Nothing here is real but the order of events and their times.
 """
@@ -36,6 +37,7 @@ class Times:
     unpause: int = 35
     marker: int = 5
     stored: int = 20
+    logs_limit: int = 2_000
     pause_grace: int = 10_000
     idle_container: int = 600_000
     gauges_first: int = 30_000
@@ -75,6 +77,7 @@ class Job:
     end_ms: int = 0
     result: dict[str, Any] = field(default_factory=dict)
     status: str = "success"
+    has_logs: bool = True
 
     @property
     def is_marker(self) -> bool:
@@ -95,6 +98,8 @@ class Pool:
     """Containers of one invoker.
 
     Attributes:
+        slow_logs: actions whose `docker logs` run into the limit. (In the real one a blocking caller does not wait for
+            logs; here it does.)
         starts: containers' starts by (state, action), as the platform counts them.
         marker_user_runs: runs of users' code that a marker caused.
         idle_mb_ms: idle warm memory times time so far, stem cells left out.
@@ -110,6 +115,7 @@ class Pool:
     ) -> None:
         self.times = times or Times()
         self.user_memory_mb = user_memory_mb
+        self.slow_logs: set[str] = set()
         self.starts: Counter[tuple[str, str]] = Counter()
         self.log: list[tuple[int, str, str, str]] = []
         self.marker_user_runs = 0
@@ -173,7 +179,9 @@ class Pool:
         self.log.append((now_ms, job.state, action.name, job.activation_id))
         job.start_ms = now_ms + wait_ms
         job.end_ms = job.start_ms + job.init_ms + self._run_ms(job)
-        self._timeline.call_at(job.end_ms, lambda: self._ended(job, container))
+        job.has_logs = action.name not in self.slow_logs
+        free_ms = job.end_ms + (0 if job.has_logs else times.logs_limit)
+        self._timeline.call_at(free_ms, lambda: self._ended(job, container))
         return True
 
     def _run_ms(self, job: Job) -> int:
@@ -193,7 +201,7 @@ class Pool:
 
     def _ended(self, job: Job, container: _Container) -> None:
         self._account()
-        if job.status == "action developer error":
+        if job.status == "action developer error" or not job.has_logs:
             self._containers.remove(container)
         else:
             container.busy = False

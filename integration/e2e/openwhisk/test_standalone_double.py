@@ -104,6 +104,18 @@ async def test_records_have_the_members_and_types_of_the_real_ones(world: World)
         assert record["response"]["status"] == real[kind]["response"]["status"]
 
 
+async def test_a_run_whose_logs_come_too_late_takes_its_container_with_it(world: World) -> None:
+    """Seen beside the real one: the call succeeds, its record says that logs are missing, and the next call is cold."""
+    world.double.pool.slow_logs.add("s1")
+    records = [await world.blocking("s1") for _ in range(2)]
+    assert [record["response"]["success"] for record in records] == [True] * 2
+    assert {log for record in records for log in record["logs"]} == {
+        "There was an issue while collecting your logs. Data might be missing."
+    }
+    assert [state for _, state, _, _ in world.double.pool.log] == ["cold", "cold"]
+    assert world.double.pool.containers() == 0
+
+
 async def test_starts_are_those_of_the_real_one_and_take_as_long(world: World) -> None:
     """cold, warmed, prewarmed, then cold again after a throw; initialisation and wait within half of the recorded."""
     scenario = [("s1", {}), ("s1", {}), ("s2", {}), ("s1", {"fail": "app"}), ("s1", {"fail": "throw"}), ("s1", {})]
