@@ -11,7 +11,6 @@ apache/openwhisk.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -21,10 +20,10 @@ from e2e.openwhisk.containers import Order, container_name
 from e2e.openwhisk.fpc_container import Pulling
 from e2e.openwhisk.pool import PoolSettings
 from e2e.openwhisk.runner import Runner
+from e2e.openwhisk.tasks import Tasks
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Coroutine
 
     from e2e.openwhisk.bus import Topics
     from e2e.openwhisk.clock import Clock
@@ -67,8 +66,7 @@ class FpcInvoker(Runner):
         self.dropped = 0
         self._places: list[Pulling] = []
         self._numbers = itertools.count(1)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._errors: list[Exception] = []
+        self._tasks = Tasks()
         self._session: Session | None = None
 
     async def start(self, settings: PoolSettings) -> None:
@@ -81,8 +79,8 @@ class FpcInvoker(Runner):
         for cells in settings.stem_cells:
             for _ in range(cells.count):
                 self._make_stem_cell(cells.kind, cells.memory_mb)
-        self._spawn(self._show())
-        self._keep(await self.bus.read(self.name, self.name, self._take))
+        self._tasks.spawn(self._show())
+        self._tasks.keep(await self.bus.read(self.name, self.name, self._take))
 
     async def kill(self) -> None:
         """Dies in the middle: its containers stay, its keys until its lease runs out.
@@ -126,7 +124,7 @@ class FpcInvoker(Runner):
         kind = "container creation" if is_creation else "deletion"
         told = f"{kind} message for {owner.base}@{owner.version} is received"
         self.log("INFO", message["transid"][0], "ContainerMessageConsumer", told)
-        self._spawn(self._create(message) if is_creation else self._delete(message))
+        self._tasks.spawn(self._create(message) if is_creation else self._delete(message))
 
     async def _create(self, creation: Json) -> None:
         owner = fpc_wire.owner_of(creation)
@@ -197,7 +195,7 @@ class FpcInvoker(Runner):
 
     def _add(self, place: Pulling) -> None:
         self._places.append(place)
-        self._spawn(place.live())
+        self._tasks.spawn(place.live())
 
     # --- What containers tell ---------------------------------------------------------------------------------------
 
@@ -228,24 +226,8 @@ class FpcInvoker(Runner):
                 shown = now
                 self.session.write(f"invokers/{self.number}", fpc_wire.compact(now))
 
-    # --- Tasks ------------------------------------------------------------------------------------------------------
-
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
-        self._keep(asyncio.create_task(coroutine))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
-            self._errors.append(error)
-
     async def _drop(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._places.clear()
-        if self._errors:
-            raise ExceptionGroup(f"{self.name} failed", self._errors)
+        try:
+            await self._tasks.end(self.name)
+        finally:
+            self._places.clear()

@@ -10,7 +10,6 @@ several schedulers, and what operators may ask it.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,7 @@ from e2e.openwhisk import fpc_wire, wire
 from e2e.openwhisk.fpc_creations import Creations
 from e2e.openwhisk.fpc_queue import Counts, Queue
 from e2e.openwhisk.rpc import HOST
+from e2e.openwhisk.tasks import Tasks
 from mesp.openwhisk.activation_service_pb2 import FetchRequest, FetchResponse, RescheduleRequest, RescheduleResponse
 
 if TYPE_CHECKING:
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from e2e.openwhisk.recording import Recording
     from e2e.openwhisk.rpc import Rpc, Server
 
-#: A call that waits for its queue looks so often, each time after twice as long.
-_LOOKS: Final = 13
+#: How long a call that finds no queue waits from look to look (`retryFuture`): 8.2 s in all.
+_LOOKS_S: Final = tuple(0.001 * 2**again for again in range(13))
+#: To look up the action of a queue that is made again.
+_LOOK_UP_S: Final = 0.012
 
 
 class Scheduler:
@@ -66,10 +68,10 @@ class Scheduler:
         self._server: Server | None = None
         self._session: Session | None = None
         self._leaders: dict[str, str | None] = {}
+        self._routes: set[str] = set()
         self._electing: set[str] = set()
         self._counts: dict[str, Counts] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._errors: list[BaseException] = []
+        self._tasks = Tasks()
 
     async def start(self, port: int = 0) -> None:
         """Listens on the bus and for fetches."""
@@ -77,14 +79,15 @@ class Scheduler:
         await self._bus.make(f"scheduler{self.name}", f"creationAck{self.name}", "events")
         self._session = await self.etcd.open(f"scheduler{self.name}")
         self._server = await self._rpc.serve(self, port)
-        for topic, handle in ((f"scheduler{self.name}", self._take), (f"creationAck{self.name}", self._acknowledged)):
-            self._keep(await self._bus.read(topic, topic, handle))
+        for topic, handle in ((f"scheduler{self.name}", self.receive), (f"creationAck{self.name}", self._acknowledged)):
+            self._tasks.keep(await self._bus.read(topic, topic, handle))
         for kind, changed in (
+            ("queue/", self._leader_changed),
             ("namespace/", self._existing_changed),
             ("in-progress/", self._progress_changed),
             ("warmed/", self.creations.warmed_changed),
         ):
-            self._keep(await self.etcd.watch(kind, changed))
+            self._tasks.keep(await self.etcd.watch(kind, changed))
         self.spawn(self._show())
 
     async def kill(self) -> None:
@@ -117,13 +120,20 @@ class Scheduler:
             return
         self._electing.add(key)
         try:
-            leader = fpc_wire.compact(fpc_wire.endpoints(HOST, self.port))
-            if await self.session.create(key, leader):
-                self._open(owner, about)
-                self.spawn(self._create_once(f"throttling/{owner.namespace}", "false"))
-                self.session.write(f"throttling/{owner.base}", "false")
+            if await self.session.create(key, self._leader):
+                self._begin(owner, about)
         finally:
             self._electing.discard(key)
+
+    @property
+    def _leader(self) -> str:
+        return fpc_wire.compact(fpc_wire.endpoints(HOST, self.port))
+
+    def _begin(self, owner: Owner, about: Json) -> Queue:
+        queue = self._open(owner, about)
+        self.spawn(self.session.create(f"throttling/{owner.namespace}", "false"))
+        self.session.write(f"throttling/{owner.base}", "false")
+        return queue
 
     def _open(self, owner: Owner, about: Json) -> Queue:
         counts = self._counts.setdefault(owner.namespace, Counts())
@@ -138,16 +148,14 @@ class Scheduler:
         if not queue.counts.queues:
             self._counts.pop(queue.owner.namespace, None)
 
-    async def _create_once(self, key: str, value: str) -> None:
-        await self.session.create(key, value)
-
     @staticmethod
     def _key(owner: Owner) -> tuple[str, str, str | None]:
         return owner.namespace, owner.action, owner.revision
 
     # --- Calls ------------------------------------------------------------------------------------------------------
 
-    def _take(self, call: Json) -> None:
+    def receive(self, call: Json) -> None:
+        """A message from ``scheduler<name>``."""
         try:
             wire.check_call(call)
         except wire.DroppedError as dropped:
@@ -158,37 +166,55 @@ class Scheduler:
             self.spawn(self._deliver(call))
 
     async def _deliver(self, call: Json) -> None:
-        """To its queue, which may be about to be made, or of another revision."""
-        owner = _owner_of_call(call)
-        for look in range(_LOOKS + 1):
-            if queue := self.queues.get(self._key(owner)):
-                queue.offer(call)
-                return
-            if owner.base in self._leaders:
-                current = self._leaders[owner.base]
-                if fpc_wire.number_of(owner.revision) > fpc_wire.number_of(current):
-                    queue = self._update(owner, owner.at(current))
-                else:
-                    queue = self.queues[self._key(owner.at(current))]
+        """To its queue, which may be about to be made, of another revision, or have ended a moment ago.
+
+        Then it is made again, if this scheduler has not heard that its leader key is gone. Else nobody makes one: the
+        call looks for 8.2 s, and fails unless another one had a queue made meanwhile (`sendActivationByLeaderKey`).
+        """
+        owner = fpc_wire.owner_of_call(call)
+        key = fpc_wire.leader_key(owner)
+        for wait_s in (*_LOOKS_S, None):
+            if queue := self._queue_for(owner):
                 queue.offer(call | {"revision": queue.owner.revision})
                 return
-            await self.etcd.read(fpc_wire.leader_key(owner))
-            await self.clock.sleep(0.001 * 2**look)
-        self._answer(call, "unknown", None, "The activation has not been processed: failed to get the queue endpoint.")
+            if key not in self._electing and (key in self._routes or key in await self.etcd.read(key)):
+                await self._recover(owner, call)
+                return
+            if wait_s is not None:
+                await self.clock.sleep(wait_s)
+        message = "The activation has not been processed: failed to get the queue endpoint."
+        self._answer(call, "unknown", None, message, by={"asString": self.name})
+
+    def _queue_for(self, owner: Owner) -> Queue | None:
+        """Of its revision, or the newest: a call of a newer one brings that one's."""
+        if (queue := self.queues.get(self._key(owner))) or owner.base not in self._leaders:
+            return queue
+        current = self._leaders[owner.base]
+        if fpc_wire.number_of(owner.revision) > fpc_wire.number_of(current):
+            return self._update(owner, owner.at(current))
+        return self.queues[self._key(owner.at(current))]
+
+    async def _recover(self, owner: Owner, call: Json) -> None:
+        await self.clock.sleep(_LOOK_UP_S)
+        queue = self._queue_for(owner) or self._begin(owner, self._about(owner))
+        queue.offer(call | {"revision": queue.owner.revision})
+
+    def _about(self, owner: Owner) -> Json:
+        action = self._store.get(owner.action, owner.revision) or self._store.get(owner.action)
+        assert action is not None
+        return fpc_wire.metadata(action, action.updated_ms)
 
     def _update(self, owner: Owner, old: Owner) -> Queue:
         if queue := self.queues.get(self._key(old)):
             queue.outdate()
-        action = self._store.get(owner.action, owner.revision) or self._store.get(owner.action)
-        assert action is not None
-        return self._open(owner, fpc_wire.metadata(action, action.updated_ms))
+        return self._open(owner, self._about(owner))
 
     # --- Fetches ----------------------------------------------------------------------------------------------------
 
     async def fetch(self, request: FetchRequest) -> FetchResponse:
         """See `Service.fetch`."""
         name, revision = json.loads(request.fqn), json.loads(request.rev)
-        action = _full_name(name)
+        action = fpc_wire.full_name(name)
         if action == fpc_wire.WARM_UP:
             return fpc_wire.response(fpc_wire.NO_ACTIVATION)
         queue = self.queues.get((request.invocationNamespace, action, revision))
@@ -205,7 +231,7 @@ class Scheduler:
 
     async def reschedule(self, request: RescheduleRequest) -> RescheduleResponse:
         """See `Service.reschedule`."""
-        key = request.invocationNamespace, _full_name(json.loads(request.fqn)), json.loads(request.rev)
+        key = request.invocationNamespace, fpc_wire.full_name(json.loads(request.fqn)), json.loads(request.rev)
         call = json.loads(request.activationMessage)
         try:
             wire.check_call(call)
@@ -263,14 +289,12 @@ class Scheduler:
         for invoker in sorted(invokers):
             self._bus.send(f"invoker{invoker}", fpc_wire.deletion(owner, about, self._began_ms))
 
-    def _answer(self, call: Json, kind: str, limits: Json | None, message: str, status: int = 3) -> None:
-        """A record without a run, and its ack in the name of an invoker that does not exist."""
+    def _answer(
+        self, call: Json, kind: str, limits: Json | None, message: str, status: int = 3, by: Json = fpc_wire.NOBODY
+    ) -> None:
+        """A record without a run, and its ack in somebody's name."""
         record = wire.fallback(call, kind, wire.Response(status, {"error": message}), self.clock.now_ms, limits)
-        nobody, failed = wire.instance(0, 0) | {"userMemory": "0 MB"}, status == 3
-        if call["blocking"]:
-            ack = wire.combined(call["transid"], record, nobody, system_error=failed)
-        else:
-            ack = wire.completion(call["transid"], call["activationId"], nobody, system_error=failed)
+        ack = fpc_wire.surrender(call, record, by)
         event = wire.activation_event(f"scheduler{self.name}", call["user"], record, self.clock.now_ms)
         self._bus.send("events", event)
         self._bus.send(f"completed{call['rootControllerIndex']['asString']}", ack)
@@ -298,6 +322,12 @@ class Scheduler:
         self.creations.acknowledged(creation_id, error, ack.get("reason", "unknown reason"), retries)
 
     # --- What etcd tells --------------------------------------------------------------------------------------------
+
+    def _leader_changed(self, key: str, value: str | None) -> None:
+        """The way to a queue; one that is led here, and whose key somebody removed, has it written again."""
+        (self._routes.discard if value is None else self._routes.add)(key)
+        if value is None and any(fpc_wire.leader_key(queue.owner) == key for queue in self.queues.values()):
+            self.spawn(self.session.create(key, self._leader))
 
     def _existing_changed(self, key: str, value: str | None) -> None:
         for queue in self._queues_of(key):
@@ -350,45 +380,21 @@ class Scheduler:
         assert self._session is not None
         return self._session
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
         """See `Desk.spawn`."""
-        self._keep(asyncio.create_task(coroutine))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
-            self._errors.append(error)
+        self._tasks.spawn(coroutine)
 
     async def _drop(self) -> Session:
         session, self._session = self.session, None
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
-            await self._server.stop()
-        for known in (self.queues, self._leaders, self._counts):
-            known.clear()
-        self.creations.forget()
-        if self._errors:
-            raise ExceptionGroup(f"scheduler{self.name} failed", [e for e in self._errors if isinstance(e, Exception)])
+        try:
+            await self._tasks.end(f"scheduler{self.name}")
+        finally:
+            if self._server is not None:
+                await self._server.stop()
+            for forget in (self.queues.clear, self._leaders.clear, self._counts.clear, self._routes.clear):
+                forget()
+            self.creations.forget()
         return session
 
     def _log(self, level: str, transid: str, source: str, message: str) -> None:
         self._recording.log(f"scheduler{self.name}", level, transid, source, message)
-
-
-def _full_name(name: Any) -> str:
-    if not (isinstance(name, dict) and isinstance(name.get("path"), str) and isinstance(name.get("name"), str)):
-        raise ValueError("fully qualified entity name malformed")  # noqa: TRY004 (as whatever cannot be read)
-    return f"{name['path']}/{name['name']}"
-
-
-def _owner_of_call(call: Json) -> Owner:
-    name = call["action"]
-    return fpc_wire.Owner(
-        call["user"]["namespace"]["name"], _full_name(name), name.get("version", "0.0.1"), call["revision"]
-    )

@@ -53,6 +53,8 @@ RETRYABLE: Final = frozenset(
     {"NoAvailableInvokersError", "NoAvailableResourceInvokersError", NOT_ENOUGH, "WhiskError", "ShuttingDownError"}
     | {"UnknownError", "TimeoutError"}
 )
+#: In whose name queues give calls up: an invoker that does not exist (MemoryQueue.scala).
+NOBODY: Final[Json] = wire.instance(0, 0) | {"userMemory": "0 MB"}
 TOO_MANY: Final = "Too many concurrent requests in flight."
 
 
@@ -86,6 +88,24 @@ def owner_of(message: Json) -> Owner:
     full_name = f"{name['path']}/{name['name']}"
     version = name.get("version", "0.0.1")
     return Owner(message["invocationNamespace"], full_name, version, message["revision"])
+
+
+def owner_of_call(call: Json) -> Owner:
+    """Of an activation message."""
+    name = call["action"]
+    namespace, version = call["user"]["namespace"]["name"], name.get("version", "0.0.1")
+    return Owner(namespace, full_name(name), version, call["revision"])
+
+
+def full_name(name: Any) -> str:
+    """An action's, from how messages name it.
+
+    Raises:
+        ValueError: it is the name of no action.
+    """
+    if not (isinstance(name, dict) and isinstance(name.get("path"), str) and isinstance(name.get("name"), str)):
+        raise ValueError("fully qualified entity name malformed")  # noqa: TRY004 (as whatever cannot be read)
+    return f"{name['path']}/{name['name']}"
 
 
 def number_of(revision: str | None) -> int:
@@ -150,6 +170,14 @@ def creation_ack(creation: Json, invoker: Json, error: str | None = None, reason
     members = {key: creation[key] for key in (*kept, "retryCount")}
     members |= {"actionMetaData": creation["whiskActionMetaData"], "rootInvokerIndex": invoker}
     return members if error is None else members | {"error": error, "reason": reason}
+
+
+def surrender(call: Json, record: Json, acker: Json) -> Json:
+    """The ack for a call that a scheduler gives up."""
+    failed = record["response"]["statusCode"] == 3
+    if call["blocking"]:
+        return wire.combined(call["transid"], record, acker, system_error=failed)
+    return wire.completion(call["transid"], call["activationId"], acker, system_error=failed)
 
 
 # --- etcd -----------------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from e2e.openwhisk.model import Action, Json, Store, User
     from e2e.openwhisk.recording import Recording
 
-#: A blocking caller gets the activation's id after so long.
-BLOCKING_WAIT_S = 60.0
+#: A blocking caller's record is looked for in the database so often, so many times; then it gets the id alone (60 s).
+_LOOK_S, _LOOKS = 15.0, 4
 
 
 class UnavailableError(Exception):
@@ -152,11 +152,22 @@ class Front:
         self.send(place, user, action, transid, activation_id, content, blocking=blocking, cause=cause)
         if not blocking:
             return activation_id, None
-        limit = asyncio.ensure_future(self.clock.sleep(BLOCKING_WAIT_S))
-        await asyncio.wait({result, limit}, return_when=asyncio.FIRST_COMPLETED)
-        limit.cancel()
+        record = await self._wait(activation_id, result)
         self._results.pop(activation_id, None)
-        return activation_id, result.result() if result.done() else self.store.records.get(activation_id)
+        return activation_id, record
+
+    async def _wait(self, activation_id: str, result: asyncio.Future[Json | None]) -> Json | None:
+        """The record from the ack, else from the database, where now and then it is looked for; None where neither is."""
+        for _ in range(_LOOKS):
+            limit = asyncio.ensure_future(self.clock.sleep(_LOOK_S))
+            either: set[asyncio.Future[Any]] = {result, limit}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            limit.cancel()
+            if result.done():
+                return result.result()
+            if record := self.store.records.get(activation_id):
+                return record
+        return None
 
     def send(
         self,

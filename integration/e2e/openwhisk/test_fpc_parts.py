@@ -38,6 +38,13 @@ class Busy(Sleeper):
         return Reply(5, 503) if self.calls == 1 else super().reply(action_code, env, body)
 
 
+class SlowLogs(Sleeper):
+    """Docker takes 3 s to show what a run printed."""
+
+    def logs_ms(self, activation_id: str) -> int:  # noqa: ARG002 (others look at it)
+        return 3_000
+
+
 class Own:
     """A server that answers each fetch by the next of these messages after 1 s, the last one again and again."""
 
@@ -153,6 +160,31 @@ def test_a_call_that_a_container_cannot_take_goes_back_to_its_queue() -> None:
     assert killed >= 1
 
 
+def test_a_run_whose_logs_come_too_late_takes_its_container_with_it() -> None:
+    """Seen beside the real one: the caller waits for no log, and hears of success; the record says that they are missing, the
+    container is destroyed 2 s after the run, and the next call is cold (the pool of classic has the same code).
+    """
+
+    async def main() -> tuple[list[Json], int]:
+        async with running(program=SlowLogs()) as double:
+            action = double.store.put(Action("guest", "fa", 128))
+            for _ in range(2):
+                begun_ms = double.clock.now_ms
+                await call(double, action)
+                assert double.clock.now_ms - begun_ms < 1_000
+                await double.clock.sleep(5)
+            return list(double.store.records.values()), len(double.recording.of("docker", action="kill"))
+
+    records, killed = memory.run(main())
+    assert killed == 2
+    for record in records:
+        assert record["response"]["statusCode"] == 0
+        assert "initTime" in str(record)
+        assert record["logs"][0].endswith(
+            " stderr: There was an issue while collecting your logs. Data might be missing."
+        )
+
+
 def test_a_moved_container_does_not_come_back_to_the_same_address() -> None:
     """Handed over and paused, it is resumed by a creation with the first one's address, and fetches from the leader."""
 
@@ -201,6 +233,86 @@ def test_an_updated_action_gets_a_new_queue_and_loses_its_containers() -> None:
     assert cold
     assert [fpc_wire.number_of(message["revision"]) for message in deletions] == [1]
     assert {fpc_wire.number_of(key.revision) for key in left} == {2}
+
+
+@asynccontextmanager
+async def after_one_call() -> AsyncIterator[tuple[Fpc, Action]]:
+    """Nothing else is called."""
+    async with running() as double:
+        action = double.store.put(Action("guest", "fa", 128))
+        await call(double, action)
+        yield double, action
+
+
+def test_a_call_sent_while_its_queue_ends_is_lost() -> None:
+    """Sent in the 8 ms in which the controller still believes in the queue: the scheduler looks for 8.2 s, and fails it in
+    its own name, which controllers cannot read (InstanceId.scala). So the caller hears of it from the database, after 15 s.
+    Sent before, the queue takes it; after, it has a new one.
+    """
+
+    async def ends_ms() -> int:
+        async with after_one_call() as (double, _):
+            await double.clock.sleep(120)
+            changes = double.recording.of("etcd", type="DELETE")
+            return int(next(line["t"] for line in changes if line["key"].endswith("/leader")))
+
+    async def lost(at_ms: int) -> bool:
+        async with after_one_call() as (double, action):
+            await double.clock.sleep_until(at_ms)
+            record = await call(double, action)
+            waited_ms = double.clock.now_ms - at_ms
+            if record["response"]["statusCode"] == 0:
+                assert waited_ms < 500
+                return False
+            assert record["response"]["result"] == {
+                "error": "The activation has not been processed: failed to get the queue endpoint."
+            }
+            assert 8_191 <= record["end"] - at_ms < 8_300
+            assert 15_000 <= waited_ms < 15_010
+            told = [line["value"] for line in double.recording.of("kafka", topic="completed0")]
+            assert [ack["instance"] for ack in told if ack.get("isSystemError")] == [{"asString": "0"}]
+            assert double.controller.in_flight() == [[record["activationId"], "guest/fa@0.0.1"]]
+            return True
+
+    end_ms = memory.run(ends_ms())
+    outcomes = [memory.run(lost(end_ms + offset_ms)) for offset_ms in range(-12, 5)]
+    assert outcomes == [False] * 5 + [True] * 8 + [False] * 4
+
+
+def leader_changes(double: Fpc) -> list[str]:
+    return [line["type"] for line in double.recording.of("etcd") if line["key"].endswith("/leader")]
+
+
+def test_a_call_makes_a_queue_again_that_has_just_ended() -> None:
+    """A scheduler that has not heard yet that the leader key is gone passes the call on to itself, and makes the queue that
+    it does not find (`handleCycle`). Nobody writes its key; the next call finds it all the same.
+    """
+
+    async def main() -> tuple[int, list[str], bool]:
+        async with after_one_call() as (double, action):
+            while double.scheduler.queues:
+                await double.clock.sleep(0.001)
+            message = double.recording.of("kafka", topic="scheduler0")[0]["value"]
+            double.scheduler.receive(message | {"activationId": "f" * 32})
+            await double.clock.sleep(5)
+            again = await call(double, action)
+            status = double.store.records["f" * 32]["response"]["statusCode"]
+            return status, leader_changes(double), "initTime" in str(again)
+
+    assert memory.run(main()) == (0, ["PUT", "DELETE"], False)
+
+
+def test_a_leader_key_that_somebody_removes_is_written_again() -> None:
+    """As long as its queue lives (`WatchEndpointRemoved`)."""
+
+    async def main() -> list[str]:
+        async with after_one_call() as (double, action):
+            owner = fpc_wire.Owner("guest", action.full_name, action.version, action.revision)
+            double.scheduler.session.remove(fpc_wire.leader_key(owner))
+            await double.clock.sleep(1)
+            return leader_changes(double)
+
+    assert memory.run(main()) == ["PUT", "DELETE", "PUT"]
 
 
 def test_a_fetch_that_cannot_be_read_fails() -> None:
