@@ -34,9 +34,10 @@ class Recording:
         self._changed = asyncio.Condition()
         self._reading: asyncio.Task[None] | None = None
 
-    def docker(self, action: str, container_id: str, name: str) -> None:
-        """A container was created, started, paused, unpaused, killed, died, or was destroyed."""
-        self._add({"t": self._clock.now_ms, "src": "docker", "action": action, "id": container_id[:12], "name": name})
+    def docker(self, action: str, container_id: str, name: str, at_ms: int | None = None) -> None:
+        """A container was created, started, paused, unpaused, killed, died, or was destroyed; now, where None."""
+        at_ms = self._clock.now_ms if at_ms is None else at_ms
+        self._add({"t": at_ms, "src": "docker", "action": action, "id": container_id[:12], "name": name})
 
     def log(self, component: str, level: str, transid: str, source: str, message: str) -> None:
         """A line of a component's log, in its own format."""

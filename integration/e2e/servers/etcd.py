@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import ssl
-import subprocess
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from e2e.servers.process import Server, certificate, free_ports, running, unavailable
+from e2e.servers.process import Server, certificate, free_ports, installed, running, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,16 +85,10 @@ def _answers(etcd: Etcd) -> bool:
 
 
 def _program() -> str:
-    if found := shutil.which("etcd"):
-        return found
-    if shutil.which("apt-get") is None or os.geteuid() != 0:
-        unavailable("etcd is not here: install Debian's etcd-server.")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-y", "--no-install-recommends", "etcd-server"]
-    for command in (install, ["apt-get", "update"], install):  # the lists may be missing or old
-        if not shutil.which("etcd"):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return shutil.which("etcd") or unavailable(f"etcd-server could not be installed: {done.stderr[-300:].strip()}")
+    try:
+        return installed("etcd", "etcd-server")
+    except FileNotFoundError as error:
+        unavailable(str(error))
 
 
 def _base64(text: str) -> str:

@@ -7,6 +7,7 @@ A test that needs a server which this machine cannot run is skipped with a sente
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -32,6 +33,26 @@ def unavailable(why: str) -> NoReturn:
     if os.environ.get("MESP_REQUIRE_SERVERS") == "1":
         pytest.fail(why)
     pytest.skip(why)
+
+
+def installed(program: str, package: str) -> str:
+    """Where the program is; where it is missing, root installs Debian's package.
+
+    Raises:
+        FileNotFoundError: it cannot be had; the sentence says why.
+    """
+    if found := shutil.which(program):
+        return found
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        raise FileNotFoundError(f"{program} is not here: install Debian's {package}.")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-y", "--no-install-recommends", package]
+    for command in (install, ["apt-get", "update"], install):  # the lists may be missing or old
+        if not shutil.which(program):
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if found := shutil.which(program):
+        return found
+    raise FileNotFoundError(f"{package} could not be installed: {done.stderr[-300:].strip()}")
 
 
 def cache_dir() -> Path:
@@ -102,6 +123,12 @@ class Server:
                 last = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
                 raise RuntimeError(f"{self._command[0]} did not start (exit code {self._process.poll()}):\n{last}")
             time.sleep(0.05)
+
+    def end(self) -> None:
+        """SIGTERM: it puts in order what lies outside its folder."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
 
     def kill(self) -> None:
         """SIGKILL: it puts nothing in order."""
