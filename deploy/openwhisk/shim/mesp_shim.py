@@ -7,7 +7,8 @@ One file, Python 3 and its standard library. It listens on port 8080 (PORT), whe
     mesp_shim.py --upstream 8081 -- COMMAND ...   stands before another one, which it starts and which listens there
 
 A POST /run whose parameters hold ``__ow_prewarm`` is answered with ``{}`` after at most `hold_ms` (1 s at most) and
-the two marks of an activation's end; everything else passes. The proxy behind gets PORT in its environment; its own
+the two marks of an activation's end; with ``op`` ``end`` by a failure, which makes the invoker destroy the container
+(sent only where MESP's operator wants it); everything else passes. The proxy behind gets PORT in its environment; its own
 output goes straight to the container's.
 """
 
@@ -58,11 +59,14 @@ def is_marker(path: str, body: bytes) -> bool:
 
 def answer_marker(body: bytes) -> Answer:
     """Nothing done, in as long as asked for."""
-    marker = json.loads(body)["value"][MARKER]
-    hold_ms = marker.get("hold_ms", 0) if isinstance(marker, dict) else 0
+    said = json.loads(body)["value"][MARKER]
+    marker = said if isinstance(said, dict) else {}
+    hold_ms = marker.get("hold_ms", 0)
     time.sleep(min(MOST_HOLD_MS, max(0, hold_ms if isinstance(hold_ms, (int, float)) else 0)) / 1e3)
     end_of_activation()
-    return answer(200, {})
+    return (
+        answer(502, {"error": "MESP needs this container no longer."}) if marker.get("op") == "end" else answer(200, {})
+    )
 
 
 def end_of_activation() -> None:

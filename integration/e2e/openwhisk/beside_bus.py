@@ -236,9 +236,17 @@ class World:
 
 
 def make_driver(
-    bus: FakeBus, api: FakeApi, holdings: Holdings, metrics: OpenWhiskMetrics, first_id: int = 1, **how: Any
+    bus: FakeBus,
+    api: FakeApi,
+    holdings: Holdings,
+    metrics: OpenWhiskMetrics,
+    first_id: int = 1,
+    *,
+    early_removal: bool = False,
+    **how: Any,
 ) -> ClassicDriver:
-    config = OpenWhiskConfig(kafka=KafkaConfig(bootstrap_servers="nowhere:9092"), **how)
+    kafka = KafkaConfig(bootstrap_servers="nowhere:9092", early_removal=early_removal)
+    config = OpenWhiskConfig(kafka=kafka, **how)
     ids = count(first_id)
     return ClassicDriver(
         bus,

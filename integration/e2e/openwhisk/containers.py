@@ -124,9 +124,11 @@ class Sleeper:
         return 120 if activation_id else 0
 
     def reply(self, action_code: str, env: Json, body: Json) -> Reply:  # noqa: ARG002 (others look at the environment)
-        """To what the parameters ask for, a marker before all else."""
+        """To what the parameters ask for, a marker before all else (as the shim in deploy/openwhisk)."""
         value = body["value"]
         if isinstance(marker := value.get(MARKER), dict):
+            if marker.get("op") == "end":
+                return Reply(5, 502, {"error": "ended"})
             return Reply(5 + marker.get("hold_ms", 0), body={"prewarm": True, "tid": body["transaction_id"]})
         if value.get("die"):
             return Reply(50, status=0, noticed_ms=12_000)

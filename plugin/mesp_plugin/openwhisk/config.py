@@ -54,6 +54,11 @@ class KafkaConfig(BaseModel):
         default=0.0, description="Memory of each invoker's stem cells, MB: the bus does not tell it."
     )
 
+    early_removal: bool = Field(
+        default=False,
+        description="classic: end what MESP holds too much of, by markers that fail; each is a failed run to the users.",
+    )
+
     @model_validator(mode="after")
     def _named_user(self) -> Self:
         if ("sasl" in self.security) != (self.username is not None):

@@ -74,6 +74,7 @@ class Call:
         met: the order whose container it took.
         freed_ms: when its ack came.
         ended: how its run went.
+        ends: a marker that asks its container to go (see `orders.marker`).
     """
 
     activation_id: str
@@ -87,6 +88,7 @@ class Call:
     met: str | None = None
     freed_ms: int | None = None
     ended: ActivationRecord | ActivationEvent | None = None
+    ends: bool = False
 
     @property
     def was_cold(self) -> bool:
@@ -125,6 +127,19 @@ class Pool:
         """Whether the balancer, which counts running calls alone, has a slot here beyond idle ones of the function."""
         busy_mb = sum(one.memory_mb for one in self._all() if one.running) + sum(one.memory_mb for one in self._waiting)
         return busy_mb + self.spare(function) * memory_mb + memory_mb <= self.slots_mb
+
+    def held(self, container_id: str) -> FunctionKey | None:
+        """Whose that idle container is, which an order made and no call has met."""
+        found = (one for one in self._all() if one.id == container_id and one.marker and not one.running)
+        return next((one.function for one in found), None)
+
+    def ends_next(self, container_id: str) -> None:
+        """The function's next call will end its container: the order that made this one now stands for that one."""
+        for one in self._all():
+            if one.id == container_id:
+                taken = self._next(one.function)
+                one.marker, taken.marker = taken.marker, one.marker
+                return
 
     def arrive(self, call: Call, at_ms: int) -> None:
         """A call came; behind one that waits for room, all wait."""
@@ -211,9 +226,8 @@ class Pool:
         return itertools.chain.from_iterable(self._warm.values())
 
     def _place(self, call: Call, at_ms: int) -> bool:
-        free = self._free(call.function)
-        if free:
-            warm = max(free, key=lambda one: one.used_ms)
+        if self._free(call.function):
+            warm = self._next(call.function)
             if not call.is_marker:
                 call.met, warm.marker = warm.marker, None
         else:
@@ -235,6 +249,10 @@ class Pool:
             for one in self._warm.get(function, ())
             if len(one.running) < one.concurrency and (one.maker is None or one.concurrency > 1)
         ]
+
+    def _next(self, function: FunctionKey) -> _Warm:
+        """Which of them a call takes."""
+        return max(self._free(function), key=lambda one: one.used_ms)
 
     def _make_room(self, memory_mb: float) -> bool:
         lacking_mb = self.taken_mb + memory_mb - self.memory_mb
@@ -270,6 +288,11 @@ class Invokers:
     def pool(self, node: str) -> Pool | None:
         """That of the node, if anything was ever heard of it."""
         return next((pool for pool in self._pools.values() if pool.node == node), None)
+
+    def held(self, container_id: str) -> tuple[Pool, FunctionKey] | None:
+        """Where an idle container is that an order made and no call has met, and whose; None for any other."""
+        found = ((pool, pool.held(container_id)) for pool in self._pools.values())
+        return next(((pool, function) for pool, function in found if function), None)
 
     @property
     def names(self) -> tuple[str, ...]:

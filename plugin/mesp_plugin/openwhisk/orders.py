@@ -36,6 +36,7 @@ def marker(
     now_ms: int,
     revision: str | None = None,
     hold_ms: int = 0,
+    ends: bool = False,
     init_content: Mapping[str, Json] | None = None,
     locked_init: Mapping[str, str] | None = None,
 ) -> JsonObject:
@@ -50,6 +51,7 @@ def marker(
         revision: None is the safe choice (classic): a stale one makes a container that nobody uses. FPC: that of the
             creation.
         hold_ms: how long the run lasts, so that several markers sent at once make several containers.
+        ends: the run is asked to fail, by which its container is destroyed (ContainerProxy.scala).
         init_content: `ActivationMessage.init_content` of the function's last real call.
         locked_init: `ActivationMessage.locked_init` of the same.
     """
@@ -70,7 +72,7 @@ def marker(
         "activationId": activation_id,
         "rootControllerIndex": {"asString": controller, "instanceType": "controller"},
         "blocking": True,
-        "content": init | {MARKER: {"op": "warm", "hold_ms": hold_ms}},
+        "content": init | {MARKER: {"op": "end" if ends else "warm", "hold_ms": hold_ms}},
         "initArgs": names,
         "lockedArgs": dict(locked_init or {}),
     }

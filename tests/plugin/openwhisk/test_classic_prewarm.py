@@ -233,7 +233,7 @@ async def test_an_action_that_is_not_there_leaves_nothing(world: World) -> None:
     assert (states(world), await world.containers(HELLO)) == ([HoldingState.GONE], [])
 
 
-async def test_removing_early_is_not_possible_and_said(world: World) -> None:
+async def test_unless_wanted_nothing_is_removed_early_which_is_said(world: World) -> None:
     """Once for a container; and how many are left."""
     await world.look(10)
     await world.prewarm(HELLO)

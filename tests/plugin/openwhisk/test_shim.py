@@ -80,6 +80,13 @@ def test_a_marker_is_answered_and_no_code_runs(shim: Shim) -> None:
     assert err.splitlines() == [END, END]
 
 
+def test_an_end_is_answered_by_a_failure(shim: Shim) -> None:
+    """For which the invoker destroys the container; no code runs."""
+    assert shim.post("/init", {"value": {"name": "hello", "main": "main", "binary": False, "code": CODE}})[0] == 200
+    assert shim.post("/run", {"value": {"__ow_prewarm": {"op": "end"}}})[0] == 502
+    assert shim.end()[0].splitlines() == [END]
+
+
 def test_a_parameter_that_only_speaks_of_markers_is_none(shim: Shim) -> None:
     """The word in a value is no marker."""
     shim.post("/init", {"value": {"code": CODE}})
