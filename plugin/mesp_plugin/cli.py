@@ -53,6 +53,9 @@ def _openwhisk(
 def run(config: ConfigOption = None) -> None:
     """Watch, forecast and prewarm until Ctrl-C or SIGTERM; a predictor must run (mesp predictor serve).
 
+    An OpenWhisk that does not answer yet is waited for; a key that it refuses, or a configuration that does not fit it,
+    ends the command.
+
     Example: mesp plugin openwhisk run --config deploy/openwhisk/plugin.yaml
     """
     from mesp_plugin.loop import WallClock  # noqa: PLC0415
@@ -138,7 +141,8 @@ async def _run(config: OpenWhiskConfig, clock: Clock) -> Tally:
     from mesp.client import PredictorClient  # noqa: PLC0415
     from mesp_plugin.loop import Loop  # noqa: PLC0415
     from mesp_plugin.metrics import LoopMetrics, OpenWhiskMetrics, metrics_page  # noqa: PLC0415
-    from mesp_plugin.openwhisk.start import open_platform  # noqa: PLC0415
+    from mesp_plugin.openwhisk.platform import Tally  # noqa: PLC0415
+    from mesp_plugin.openwhisk.start import open_when_there  # noqa: PLC0415
 
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -147,9 +151,11 @@ async def _run(config: OpenWhiskConfig, clock: Clock) -> Tally:
     with metrics_page(metrics, config.loop.metrics_port) as port:
         # The seed only spreads retries in time.
         async with (
-            open_platform(config, OpenWhiskMetrics(metrics.registry)) as platform,
+            open_when_there(config, OpenWhiskMetrics(metrics.registry), stop) as platform,
             PredictorClient(config.loop.predictor_address, rng=random.Random(0)) as predictor,
         ):
+            if platform is None:
+                return Tally()
             page = f", metrics on http://127.0.0.1:{port}/metrics" if port else ""
             typer.echo(f"beside OpenWhisk at {config.api_host}, mode {config.mode}{page}", err=True)
             await Loop(platform, predictor, config.loop, metrics=metrics).run(clock, stop)

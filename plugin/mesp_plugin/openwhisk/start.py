@@ -1,11 +1,19 @@
-"""From settings to a platform that can be driven: the key, the connection, what is there, the driver for it."""
+"""From settings to a platform that can be driven: the key, the connection, what is there, the driver for it.
+
+Who starts everything at once starts the plugin before OpenWhisk answers. So a run waits, and says for what, as long as
+nothing is wrong: no answer, or none in time, is a reason to wait; a refused key or a configuration that does not fit is
+not, nor is it one for whoever only asks (`probe`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+import itertools
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from mesp.errors import InputError, UnavailableError
 from mesp_plugin.loop import WallClock
@@ -34,6 +42,13 @@ if TYPE_CHECKING:
     from mesp_plugin.metrics import OpenWhiskMetrics
     from mesp_plugin.openwhisk.config import EtcdConfig, OpenWhiskConfig
     from mesp_plugin.openwhisk.driver import Driver
+    from mesp_plugin.openwhisk.probe import Probe
+
+
+_log = structlog.get_logger(__name__)
+
+#: From one look whether OpenWhisk is there to the next; the last one again and again.
+_WAITS_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 @asynccontextmanager
@@ -48,9 +63,9 @@ async def open_platform(
         clock: by which containers are held (FPC); None: the machine's.
 
     Raises:
-        InputError: no key, a key that is not taken, a driver that does not fit what is there, a state
-            file that another plugin uses.
-        UnavailableError: the platform does not answer, or no driver fits what is there.
+        InputError: no key, a key that is not taken, no driver that fits what is there, a state file that another
+            plugin uses.
+        UnavailableError: the platform does not answer, or as yet nothing is there that a driver fits.
     """
     key, holdings = Key.read(config), Holdings(config.state_file)
     with _alone(config.state_file):
@@ -58,14 +73,8 @@ async def open_platform(
             api = OpenWhiskApi(session, config.api_host, key, config.namespace)
             await api.namespaces()  # the plain sentence where host or key are wrong
             found = await probe(api, config)
-            name = found.driver if config.driver == "auto" else config.driver
-            if config.driver != "auto" and (why_not := found.drivers[config.driver]):
-                raise InputError(
-                    f"driver = {config.driver}: {why_not}; what could be used says mesp plugin openwhisk probe"
-                )
-            if name is None or found.namespace is None:
-                trouble = "; ".join([*found.trouble, *(f"{key}: {why}" for key, why in found.drivers.items())])
-                raise UnavailableError(f"no driver can be used at {config.api_host}: {trouble}")
+            name = _choose(found, config)
+            assert found.namespace is not None  # where a driver can be used it is known
             actions = Actions(api, found.namespace, config.opt_in)
             driver: Driver
             owner = _owner(key, found.namespace)
@@ -84,6 +93,48 @@ async def open_platform(
             yield OpenWhiskPlatform(
                 driver, holdings, mode=config.mode, expiry_ms=config.expiry_ms, metrics=metrics, triggers=triggers
             )
+
+
+def _choose(found: Probe, config: OpenWhiskConfig) -> str:
+    """The driver that is configured, or that fits; `UnavailableError` where there may be one in a moment."""
+    if config.driver == "auto":
+        name, may_pass = found.driver, bool(found.may_pass)
+        reasons = [f"{key}: {why_not}" for key, why_not in found.drivers.items() if why_not]
+        sentence = f"no driver can be used at {config.api_host}: {'; '.join([*found.trouble, *reasons])}"
+    else:
+        why_not, may_pass = found.drivers[config.driver], config.driver in found.may_pass
+        name = None if why_not else config.driver
+        sentence = f"driver = {config.driver}: {why_not}; what could be used says mesp plugin openwhisk probe"
+    if name is None:
+        raise UnavailableError(sentence) if may_pass else InputError(sentence)
+    return name
+
+
+@asynccontextmanager
+async def open_when_there(
+    config: OpenWhiskConfig, metrics: OpenWhiskMetrics | None, stop: asyncio.Event
+) -> AsyncIterator[OpenWhiskPlatform | None]:
+    """As `open_platform`, but what does not answer is waited for; None where `stop` came first.
+
+    Raises:
+        InputError: as there, at once.
+    """
+    told = ""
+    for wait_s in itertools.chain(_WAITS_S, itertools.repeat(_WAITS_S[-1])):
+        async with AsyncExitStack() as stack:
+            try:
+                platform = await stack.enter_async_context(open_platform(config, metrics))
+            except UnavailableError as error:
+                if told != (told := str(error)):
+                    _log.warning("waiting for OpenWhisk", error=told)
+            else:
+                yield platform
+                return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), wait_s)
+        if stop.is_set():
+            yield None
+            return
 
 
 @asynccontextmanager

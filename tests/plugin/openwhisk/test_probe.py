@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from e2e.openwhisk.beside import OPTED_IN, Beside, beside
 from e2e.openwhisk.standalone import KEY
 from e2e.openwhisk.standalone_pool import Spec
 from mesp.errors import InputError, UnavailableError
-from mesp_plugin.openwhisk.config import OpenWhiskConfig
+from mesp_plugin.openwhisk import start
+from mesp_plugin.openwhisk.config import KafkaConfig, OpenWhiskConfig
 from mesp_plugin.openwhisk.probe import probe
 from mesp_plugin.openwhisk.rest import Key, OpenWhiskApi, RefusedError, connect
-from mesp_plugin.openwhisk.start import open_platform
+from mesp_plugin.openwhisk.start import open_platform, open_when_there
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,6 +70,14 @@ async def test_registered_invokers_rule_standalone_out(here: Beside) -> None:
     found = await probe(here.api, here.config)
     assert found.driver is None
     assert "2 invokers are registered" in (found.drivers["standalone"] or "")
+    assert not found.may_pass
+
+
+async def test_no_lesser_driver_is_taken_while_a_better_one_may_come(here: Beside) -> None:
+    """Kafka is configured and not there yet: standalone could be used, and is not."""
+    config = here.config.model_copy(update={"kafka": KafkaConfig(bootstrap_servers="127.0.0.1:9")})
+    found = await probe(here.api, config)
+    assert (found.may_pass, found.drivers["standalone"], found.driver) == (frozenset({"classic"}), None, None)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +101,55 @@ async def test_a_start_that_cannot_be_is_one_sentence(
     config = OpenWhiskConfig(**{"api_host": here.api.host, "state_file": here.config.state_file} | settings)
     with pytest.raises(error, match=words):
         async with open_platform(config):
+            pass
+
+
+async def test_a_platform_that_does_not_answer_yet_is_waited_for(here: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first two looks find no API, the third one page less than it needs: each sentence is told once."""
+    monkeypatch.setenv("MESP_OPENWHISK_AUTH", KEY)
+    monkeypatch.setattr(start, "_WAITS_S", (0.0,))
+    answers = iter(("/api/v1/namespaces", "/api/v1/namespaces", "/activation"))
+
+    def one_by_one(request: web.Request) -> None:
+        if request.path == waited_for[0]:
+            waited_for[0] = next(answers, "")
+            raise web.HTTPServiceUnavailable
+
+    waited_for = [next(answers)]
+    here.double.fails.append(one_by_one)
+    with capture_logs() as logs:
+        async with open_when_there(here.config, None, asyncio.Event()) as platform:
+            assert platform is not None
+    assert [line["event"] for line in logs] == ["waiting for OpenWhisk"] * 2
+    assert "/api/v1/namespaces failed with HTTP 503" in logs[0]["error"]
+    assert "standalone: GET /activation does not answer" in logs[1]["error"]
+
+
+async def test_who_is_told_to_end_does_not_wait_on(here: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody at home: None, once `stop` is set."""
+    monkeypatch.setenv("MESP_OPENWHISK_AUTH", KEY)
+    stop = asyncio.Event()
+    stop.set()
+    config = here.config.model_copy(update={"api_host": "http://127.0.0.1:9"})
+    async with open_when_there(config, None, stop) as platform:
+        assert platform is None
+
+
+async def test_what_is_wrong_is_not_waited_for(here: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is refused, and invokers that no configured driver can use."""
+    monkeypatch.setenv("MESP_OPENWHISK_AUTH", "a:b")
+    with pytest.raises(RefusedError, match="does not take the API key"):
+        async with open_when_there(here.config, None, asyncio.Event()):
+            pass
+    monkeypatch.setenv("MESP_OPENWHISK_AUTH", KEY)
+
+    def one(request: web.Request) -> None:
+        if request.path == "/invokers":
+            raise web.HTTPOk(text='{"invoker0": "up"}')
+
+    here.double.fails.append(one)
+    with pytest.raises(InputError, match=r"no driver can be used .* classic: kafka is null in the configuration"):
+        async with open_when_there(here.config, None, asyncio.Event()):
             pass
 
 
