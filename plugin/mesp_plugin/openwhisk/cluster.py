@@ -44,7 +44,6 @@ class Cluster:
     Attributes:
         fresh: etcd's changes are being followed.
         existing: containers that are up (held, busy, or idle for a few seconds), by id.
-        warmed: paused containers, by id.
         creating: containers that schedulers ordered, by the order's id.
         invokers: memory of each that lives, by number.
         throttled: namespaces, and functions by their action, that are at their limit.
@@ -56,15 +55,20 @@ class Cluster:
         self.name = name
         self.fresh = False
         self.existing: dict[str, ContainerKey] = {}
-        self.warmed: dict[str, ContainerKey] = {}
         self.creating: dict[str, CreationKey] = {}
         self.invokers: dict[int, Resources] = {}
         self.throttled: set[ThrottlingKey] = set()
         self.schedulers: set[str] = set()
         self.listeners: list[Callable[[Key, bool], None]] = []
         self.skipped: list[str] = []
+        self._warmed: dict[str, ContainerKey] = {}
         self._queues: set[FunctionKey] = set()
         self._there: dict[str, Key] = {}
+
+    @property
+    def warmed(self) -> dict[str, ContainerKey]:
+        """Paused containers, by id. One that a call woke may keep its old key for seconds; it is up."""
+        return {one: key for one, key in self._warmed.items() if one not in self.existing}
 
     def has_queue(self, function: FunctionKey) -> bool:
         """Whether a scheduler leads a queue of the function: its containers may go there."""
@@ -109,7 +113,7 @@ class Cluster:
                     return
                 self.throttled.add(key)
             case ContainerKey():
-                (self.warmed if key.warmed else self.existing)[key.container_id] = key
+                (self._warmed if key.warmed else self.existing)[key.container_id] = key
             case CreationKey():
                 self.creating[key.creation_id] = key
             case QueueKey():
@@ -130,7 +134,7 @@ class Cluster:
             case ThrottlingKey():
                 self.throttled.discard(key)
             case ContainerKey():
-                (self.warmed if key.warmed else self.existing).pop(key.container_id, None)
+                (self._warmed if key.warmed else self.existing).pop(key.container_id, None)
             case CreationKey():
                 self.creating.pop(key.creation_id, None)
             case QueueKey():

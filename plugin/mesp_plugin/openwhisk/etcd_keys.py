@@ -14,7 +14,8 @@ lease. `parse_key` makes a dataclass of a key, each dataclass makes its key agai
 | ``scheduler/0`` | `SchedulerKey`; its value (`parse_scheduler`) holds its endpoints |
 
 NS is the invoking namespace and ACTION the action's full name without version, two or three parts. A container's
-``warmed`` key goes some 60 ms before its ``namespace`` key comes: for so long it shows nowhere.
+``warmed`` key goes some 60 ms before its ``namespace`` key comes: for so long it shows nowhere. On a busy machine it may go
+seconds after it instead: a container with both is up.
 
 Source: etcd/EtcdUtils.scala, Scheduler.scala and connector/Message.scala (`InvokerResourceMessage`) of
 apache/openwhisk.

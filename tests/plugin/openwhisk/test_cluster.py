@@ -67,6 +67,17 @@ def test_a_fact_is_told_when_it_begins_and_when_it_ends() -> None:
     assert not cluster.has_queue(FA)
 
 
+@pytest.mark.parametrize("keys", [[WARMED, UP], [UP, WARMED]])
+def test_a_container_with_both_keys_is_up(keys: list[str]) -> None:
+    """Woken or about to pause: it is there once, until one of the keys goes."""
+    cluster = Cluster()
+    for path in keys:
+        cluster.apply(Change(path, b""))
+    assert (list(cluster.existing), list(cluster.warmed), cluster.count("guest")) == ([ID], [], 1)
+    cluster.apply(Change(UP, None))
+    assert (list(cluster.existing), list(cluster.warmed)) == ([], [ID])
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(VALUES)), st.booleans()), max_size=20),
     st.sets(st.sampled_from(sorted(VALUES))),
