@@ -10,7 +10,7 @@ update, nothing is ordered. Orders and what waits stay strictly below the namesp
 is let go when the limit comes near or a scheduler throttles.
 
 *Taken back* is what waits here by ending its fetch, and what is paused by a deletion message, unless that would
-take containers of others with it. Of several plugins one acts (`lease`).
+take containers of others with it; of an action that was updated, at once. Of several plugins one acts (`lease`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from mesp_plugin.openwhisk.holds import Order, Stance, stance
 from mesp_plugin.openwhisk.invokers import node_name
 from mesp_plugin.openwhisk.names import action_path
 from mesp_plugin.openwhisk.orders import creation, deletion
+from mesp_plugin.openwhisk.parts import generation
 from mesp_plugin.openwhisk.places import room, to_let_go
 from mesp_plugin.openwhisk.recipes import Recipe, Recipes
 from mesp_plugin.recorder import Recorder
@@ -115,6 +116,7 @@ class FpcDriver:
         self._actions_due_ms = 0
         self._refreshed_ms = -1
         self._knows_former_life = False
+        self._lingering: set[str] = set()
         cluster.listeners.append(self._hear)
 
     # --- Seeing ---------------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ class FpcDriver:
         self._give_up(now_ms)
         if self._cluster.fresh:
             self._holds.sweep()
-        self._let_outdated_go()
+        await self._let_outdated_go(now_ms)
         calls = [call for call in self._calls.ended(now_ms) if (call.freed_ms or 0) >= self._began_ms]
         cold = tuple(
             one.function for one in calls if one.initialised and not self._holds.met(one.function, one.arrived_ms)
@@ -188,12 +190,34 @@ class FpcDriver:
 
     # --- Letting go ---------------------------------------------------------------------------------------------------
 
-    def _let_outdated_go(self) -> None:
-        """After an update nobody will use what was made before."""
+    async def _let_outdated_go(self, now_ms: int) -> None:
+        """After an update nobody will use what was made before. (A scheduler deletes it only where the queue still lives.)"""
         for kept in list(self._holds.kept.values()):
             action = self._actions.known.get(kept.function)
             if action and action.metadata.action.version != kept.version:
                 self._holds.let_go(kept.container_id)
+        for item in self._holdings.alive():
+            key = self._cluster.warmed.get(item.container_id or "")
+            if key is None or key.container_id in self._lingering or not self._is_outdated(key):
+                continue
+            try:
+                done = await self._take_back(key.container_id, now_ms)
+            except MespError as error:  # the next look tries again
+                done = Done(refused=str(error))
+            else:
+                self._lingering.add(key.container_id)
+            if done.refused:
+                _log.info("an outdated container lingers", reason=done.refused)
+        self._lingering &= self._cluster.warmed.keys()
+
+    def _is_outdated(self, key: ContainerKey) -> bool:
+        """Of a revision that no call to come will have, as far as calls and the API tell."""
+        seen, action = self._calls.seen.get(key.function), self._actions.known.get(key.function)
+        if seen is None or seen.revision is None or key.revision is None:
+            return False
+        if key.revision == seen.revision:
+            return action is not None and action.metadata.action.version != seen.version
+        return generation(key.revision) < generation(seen.revision)
 
     def _hear(self, key: Key, begins: bool) -> None:
         """Where a limit is reached or near, what is held goes at once."""
@@ -329,7 +353,8 @@ class FpcDriver:
         if item is None or key is None:
             return Done(refused=f"{container_id[:12]}: a call uses it, or it is gone")
         there = (*self._cluster.existing.values(), *self._cluster.warmed.values())
-        beside = sum(one.function == key.function and one.invoker == key.invoker for one in there) - 1
+        alike = (one for one in there if one.function == key.function and one.invoker == key.invoker)
+        beside = sum(generation(one.revision) <= generation(key.revision) for one in alike) - 1
         if beside:
             return Done(
                 refused=f"{container_id[:12]}: its deletion would take {beside} others of {key.function} with it"

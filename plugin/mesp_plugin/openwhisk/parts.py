@@ -132,6 +132,12 @@ def read_revision(fields: Fields) -> str | None:
     return fields.text("revision")
 
 
+def generation(revision: str | None) -> int:
+    """By what revisions of one document are ordered: the number before the dash (DocRevision.scala); 0 where there is none."""
+    digits = (revision or "").partition("-")[0]
+    return int(digits) if digits.isdecimal() and digits.isascii() else 0
+
+
 def _megabytes(size: str) -> float:
     unit = re.sub(r"[\s\d]", "", size)[0].lower()
     return int(re.sub(r"\D", "", size)) * _BYTES_PER[unit] / 2**20

@@ -287,17 +287,6 @@ async def test_a_refused_order_is_over_at_once(world: World) -> None:
     assert [line["first"] for line in logs if line["event"] == "containers refused"] == ["ResourceNotEnoughError"]
 
 
-async def test_after_an_update_what_is_held_goes(world: World) -> None:
-    """Its revision is nobody's any more: a call would be cold after the hand-over."""
-    held = await world.held(PLAIN)
-    await world.look(30_000)
-    assert not held.done()
-    world.api.put("plain", version="0.0.2", updated=99)
-    await world.look(30_000)
-    assert held.result() is NoCall.NO_QUEUE
-    assert states(world) == [HoldingState.GONE]
-
-
 async def test_after_a_restart_what_was_held_is_the_platforms(world: World) -> None:
     """Killed in the hold: the container moved or died; one that was paused is still ours; an order finds its container."""
     await world.held(PLAIN, "c1")
