@@ -13,10 +13,11 @@ import structlog
 
 from mesp.errors import InputError, UnavailableError
 from mesp.server import serve
-from mesp.v1.predictor_service_pb2 import DESCRIPTOR
+from mesp.v1 import predictor_service_pb2 as pb
 from mesp.v1.predictor_service_pb2_grpc import add_PredictorServiceServicer_to_server
 from mesp_predictor import store as files
 from mesp_predictor.engine import Engine
+from mesp_predictor.journal import Journal, Kind
 from mesp_predictor.metrics import PredictorMetrics
 from mesp_predictor.series import SeriesStore
 from mesp_predictor.service import PredictorService
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from mesp_predictor.config import PredictorConfig
     from mesp_predictor.forecaster import Forecaster
 
-SERVICE = DESCRIPTOR.services_by_name["PredictorService"].full_name
+SERVICE = pb.DESCRIPTOR.services_by_name["PredictorService"].full_name
 
 _log = structlog.get_logger(__name__)
 
@@ -67,6 +68,8 @@ async def serve_predictor(
 
     with _metrics_page(config, metrics) as metrics_port, _signals(stopping if stop is None else None):
         engine = Engine(store, forecaster, metrics)
+        if config.state is not None:
+            recover(engine, Journal(config.state))
         service = PredictorService(engine, metrics, clock, config.state, config.save_every_steps)
         ending = asyncio.create_task(_end_watches(stopping, service))
 
@@ -87,6 +90,18 @@ async def serve_predictor(
             if config.ready_file is not None:
                 config.ready_file.unlink(missing_ok=True)
             await service.close()
+
+
+def recover(engine: Engine, journal: Journal) -> None:
+    """Takes in what came after the state was last saved, as it was taken in then."""
+    for kind, now_ms, request in journal.entries():
+        try:
+            if kind is Kind.OBSERVE:
+                engine.observe(pb.ObserveRequest.FromString(request), now_ms)
+            else:
+                engine.delete(pb.DeleteFunctionsRequest.FromString(request))
+        except InputError as error:  # of a model with steps of another width, say
+            _log.warning("left out of the journal", reason=str(error))
 
 
 async def _end_watches(stopping: asyncio.Event, service: PredictorService) -> None:

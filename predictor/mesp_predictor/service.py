@@ -24,12 +24,15 @@ from mesp.errors import InputError
 from mesp.v1 import predictor_service_pb2 as pb
 from mesp.v1 import predictor_service_pb2_grpc as pb_grpc
 from mesp_predictor import store as files
+from mesp_predictor.journal import Entry, Journal, Kind
 from mesp_predictor.series import StepWidthError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from types import TracebackType
+
+    from google.protobuf.message import Message
 
     from mesp.v1 import types_pb2 as types_pb
     from mesp_predictor.engine import Engine, Question
@@ -50,7 +53,7 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
 
     Args:
         clock: now in milliseconds since the epoch; None: steps may lie anywhere in time (a replay).
-        state: the file that keeps the counts over a restart, None for none.
+        state: the file that keeps the counts over a restart, its journal beside it; None for none.
         save_every_steps: closed steps between two writes of it.
     """
 
@@ -65,7 +68,7 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
         self._engine = engine
         self._metrics = metrics
         self._clock = clock
-        self._state = state
+        self._journal = None if state is None else Journal(state)
         self._save_every_steps = save_every_steps
         self._worker = ThreadPoolExecutor(1, "predictor")
         self._stale = False
@@ -80,7 +83,7 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
     async def Observe(self, request: pb.ObserveRequest, context: _Context) -> pb.ObserveResponse:
         async with self._answer(context):
             now_ms = None if self._clock is None else self._clock()
-            response = await self._work(self._engine.observe, request, now_ms)
+            response = await self._work(self._observe, request, now_ms)
             self._learn_soon()
             return response
 
@@ -119,7 +122,7 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
         self, request: pb.DeleteFunctionsRequest, context: _Context
     ) -> pb.DeleteFunctionsResponse:
         async with self._answer(context):
-            response = await self._work(self._engine.delete, request)
+            response = await self._work(self._delete, request)
             self._learn_soon()
             return response
 
@@ -135,8 +138,8 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
             if task is not None:
                 await task
         try:
-            if self._state is not None:
-                files.save(self._state, await self._work(self._engine.store.state))
+            if self._journal:
+                await self._keep(self._journal)
         finally:
             self._worker.shutdown()
 
@@ -181,20 +184,39 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
             self._save_when_due()
 
     def _save_when_due(self) -> None:
-        due = self._state is not None and self._tick_id - self._saved_tick_id >= self._save_every_steps
+        due = self._journal is not None and self._tick_id - self._saved_tick_id >= self._save_every_steps
         if due and (self._saving is None or self._saving.done()):
             self._saved_tick_id = self._tick_id
             self._saving = asyncio.create_task(self._save())
 
     async def _save(self) -> None:
-        assert self._state is not None
+        assert self._journal
         try:
-            state = await self._work(self._engine.store.state)
-            await asyncio.to_thread(files.save, self._state, state)
+            await self._keep(self._journal)
         except InputError as error:
             _log.warning("state not saved", reason=str(error), next_try_in_steps=self._save_every_steps)
         except Exception:  # noqa: BLE001  as while learning: the server lives
             self._note_bug("save")
+
+    async def _keep(self, journal: Journal) -> None:
+        """Saves the state; what the journal tells of the time before goes."""
+        state, part = await self._work(lambda: (self._engine.store.state(), journal.turn()))
+        await asyncio.to_thread(files.save, journal.state, state)
+        await self._work(journal.forget, part)
+
+    def _observe(self, request: pb.ObserveRequest, now_ms: int | None) -> pb.ObserveResponse:
+        response = self._engine.observe(request, now_ms)
+        self._note(Kind.OBSERVE, request, now_ms)
+        return response
+
+    def _delete(self, request: pb.DeleteFunctionsRequest) -> pb.DeleteFunctionsResponse:
+        response = self._engine.delete(request)
+        self._note(Kind.DELETE, request, None)
+        return response
+
+    def _note(self, kind: Kind, request: Message, now_ms: int | None) -> None:
+        if self._journal:
+            self._journal.write(Entry(kind, now_ms, request.SerializeToString()))
 
     def _note_bug(self, call: str) -> str:
         """Logs the exception being handled under an id that the caller can be told."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -26,9 +27,11 @@ from mesp.v1 import types_pb2 as types_pb
 from mesp.v1.predictor_service_pb2_grpc import PredictorServiceStub, add_PredictorServiceServicer_to_server
 from mesp_predictor import store as files
 from mesp_predictor.engine import Engine
+from mesp_predictor.journal import Journal
 from mesp_predictor.metrics import PredictorMetrics
 from mesp_predictor.refit import Election
 from mesp_predictor.series import SeriesStore
+from mesp_predictor.server import recover
 from mesp_predictor.service import PredictorService
 
 if TYPE_CHECKING:
@@ -373,6 +376,30 @@ async def test_the_state_is_saved_on_the_way_and_at_the_end(forecaster: FakeFore
     loaded, sentence = files.load(path, STEP_MS, 10, 100)
     assert sentence is None
     assert loaded.window(loaded.rows_of([A]), 2).tolist() == [[1, 5]]
+
+
+async def test_what_a_killed_sidecar_answered_is_not_lost(forecaster: FakeForecaster, tmp_path: Path) -> None:
+    """Reports and deletions since the last save, and what was refused as from the future stays refused."""
+    (tmp_path / "live").mkdir()
+    path, engine = tmp_path / "live" / "state.npz", engine_of(forecaster)
+    async with running(engine, clock=lambda: 104 * STEP_MS, state=path) as sidecar:
+        for index in range(100, 104):
+            await sidecar.client.observe([step(index, {A: index, B: 1})])
+        await sidecar.client.forecast()
+        await sidecar.client.observe([step(104, {A: 7, NEW: 2}), step(106, {A: 8})])
+        await sidecar.client.delete_functions([B])
+        for task in (sidecar.service._ticking, sidecar.service._saving):
+            if task:
+                await task
+        shutil.copytree(tmp_path / "live", tmp_path / "killed")
+    assert [file.name for file in await asyncio.to_thread(sorted, (tmp_path / "live").glob("*"))] == ["state.npz"]
+    store, _ = files.load(tmp_path / "killed" / "state.npz", STEP_MS, 10, 100)
+    restarted = Engine(store, forecaster, PredictorMetrics())
+    recover(restarted, Journal(tmp_path / "killed" / "state.npz"))
+    assert restarted.store.as_of_ms == engine.store.as_of_ms == 105 * STEP_MS
+    assert {key for key in restarted.store.functions if key} == {A, NEW}
+    before, after = (one.store.window(one.store.rows_of([A, NEW]), 10) for one in (engine, restarted))
+    np.testing.assert_array_equal(after, before)
 
 
 async def test_a_state_that_cannot_be_saved_is_logged_and_tried_again(

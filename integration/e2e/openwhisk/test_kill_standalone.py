@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from e2e.openwhisk.oracle import running_oracle
-from e2e.openwhisk.plugin_process import PluginProcess, until
+from e2e.openwhisk.plugin_process import PluginProcess
 from e2e.openwhisk.standalone import KEY, NAMESPACE, Standalone
 from e2e.openwhisk.standalone_pool import Spec
 from e2e.openwhisk.timeline import HandTimeline
@@ -146,7 +146,6 @@ async def test_the_predictor_is_killed_and_comes_back(tmp_path: Path) -> None:
         plugin = here.plugin(f"127.0.0.1:{port}", min_containers=2)
         await stack.enter_async_context(plugin.running(here.wait(MINUTE_MS)))
         assert {item.function.name for item in plugin.holdings.values()} == {"f0"}
-        await until((tmp_path / "predictor.npz").exists)
         await asyncio.to_thread(predictor.kill)
         here.put("late")
         await plugin.tick(here.wait(MINUTE_MS))
