@@ -1,4 +1,4 @@
-"""A predictor on the wire that foresees what the test says, and keeps what it is told."""
+"""Forecasts of what a test foresees for sure, and a predictor on the wire that gives them, and keeps what it is told."""
 
 from __future__ import annotations
 
@@ -15,12 +15,31 @@ from mesp.v1 import predictor_service_pb2 as predictor_pb
 from mesp.v1 import predictor_service_pb2_grpc as predictor_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from mesp.types import StepCounts
+    from mesp.types import FloatArray, StepCounts
 
-_STEP_MS = 60_000
-_STEPS = 3
+STEP_MS = 60_000
+STEPS = 3
+
+
+def foreseen(functions: Sequence[FunctionKey], counts: FloatArray, as_of_ms: int) -> Forecasts:
+    """Forecasts that know `counts`, (functions, `STEPS`), for sure."""
+    rows = len(functions)
+    return Forecasts(
+        tick_id=as_of_ms // STEP_MS,
+        as_of_ms=as_of_ms,
+        step_ms=STEP_MS,
+        levels=(0.1, 0.5, 0.9),
+        functions=tuple(functions),
+        status=(ForecastStatus.OK,) * rows,
+        quantiles=np.repeat(counts[:, :, None], 3, axis=2),
+        active=np.minimum(counts, 1),
+        experts=(),
+        weights=np.ones((rows, 0), np.float32),
+        age_ms=np.zeros(rows, np.int64),
+        model_version="oracle",
+    )
 
 
 class WireOracle(predictor_grpc.PredictorServiceServicer):
@@ -51,21 +70,8 @@ class WireOracle(predictor_grpc.PredictorServiceServicer):
             yield predictor_pb.ForecastResponse(chunk=chunk)
 
     def _forecasts(self) -> Forecasts:
-        rows, as_of_ms = len(self.wanted), self._now_ms() // _STEP_MS * _STEP_MS
-        return Forecasts(
-            tick_id=as_of_ms // _STEP_MS,
-            as_of_ms=as_of_ms,
-            step_ms=_STEP_MS,
-            levels=(0.1, 0.5, 0.9),
-            functions=tuple(self.wanted),
-            status=(ForecastStatus.OK,) * rows,
-            quantiles=np.ones((rows, _STEPS, 3), np.float32),
-            active=np.ones((rows, _STEPS), np.float32),
-            experts=(),
-            weights=np.ones((rows, 0), np.float32),
-            age_ms=np.zeros(rows, np.int64),
-            model_version="oracle",
-        )
+        as_of_ms = self._now_ms() // STEP_MS * STEP_MS
+        return foreseen(self.wanted, np.ones((len(self.wanted), STEPS), np.float32), as_of_ms)
 
 
 @asynccontextmanager

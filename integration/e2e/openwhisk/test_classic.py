@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from e2e.openwhisk.beside_bus import HELLO, FakeApi, invoker
 from e2e.openwhisk.classic import GUEST, running_classic
 from e2e.openwhisk.clock import HeldClock
-from e2e.openwhisk.containers import Simulated
+from e2e.openwhisk.foretold import Oracle, Played, calling, played
 from e2e.openwhisk.model import Action
 from e2e.openwhisk.pool import PoolSettings
 from e2e.openwhisk.wire import annotations_of
 from e2e.servers.kafka import PASSWORD, USER
 from mesp.errors import UnavailableError
-from mesp.types import Forecasts, ForecastStatus, FunctionKey
 from mesp_placement.model import Prewarm
 from mesp_plugin.loop import Loop
 from mesp_plugin.openwhisk.actions import Actions
@@ -38,13 +35,11 @@ from mesp_plugin.openwhisk.messages import Caller, is_marker_id
 from mesp_plugin.openwhisk.start import open_platform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
-    from e2e.openwhisk.classic import Classic
     from e2e.openwhisk.model import Json
     from e2e.servers.kafka import Kafka
-    from mesp.types import Rejection, StepCounts
     from mesp_plugin.openwhisk.kafka import KafkaBus, Message
     from mesp_plugin.openwhisk.rest import OpenWhiskApi
 
@@ -62,64 +57,16 @@ CALLS = tuple(
 )
 
 
-class Oracle:
-    """A predictor that knows `CALLS`, and keeps what it is told."""
-
-    def __init__(self, clock: HeldClock) -> None:
-        self._clock = clock
-        self.told: dict[int, StepCounts] = {}
-
-    async def observe(self, steps: Sequence[StepCounts]) -> list[Rejection]:
-        self.told |= {step.step_start_ms: step for step in steps}
-        return []
-
-    async def forecast(
-        self, functions: Sequence[FunctionKey] | None = None, horizon: int = 0, levels: Sequence[float] = ()
-    ) -> Forecasts:
-        del functions, horizon, levels
-        as_of_ms = self._clock.now_ms - self._clock.now_ms % MINUTE_MS
-        counts = np.zeros((len(NAMES), 3), np.float32)
-        for at_ms, name in CALLS:
-            if 0 <= (step := (at_ms - as_of_ms) // MINUTE_MS) < 3:
-                counts[NAMES.index(name), step] += 1
-        return Forecasts(
-            tick_id=as_of_ms,
-            as_of_ms=as_of_ms,
-            step_ms=MINUTE_MS,
-            levels=(0.1, 0.5, 0.9),
-            functions=tuple(FunctionKey("guest", name) for name in NAMES),
-            status=(ForecastStatus.OK,) * len(NAMES),
-            quantiles=np.repeat(counts[:, :, None], 3, axis=2),
-            active=np.minimum(counts, 1),
-            experts=("oracle",),
-            weights=np.ones((len(NAMES), 1), np.float32),
-            age_ms=np.zeros(len(NAMES), np.int64),
-            model_version="1",
-        )
+def cold(played: Played) -> list[str]:
+    return [record["name"] for record in played.records.values() if "initTime" in annotations_of(record)]
 
 
-@dataclass(frozen=True)
-class Played:
-    """What came of `CALLS`: their records, every message on the bus, and what MESP says of itself."""
-
-    records: list[Json]
-    messages: list[Json]
-    user_runs: list[str]
-    told: dict[int, StepCounts]
-    tally: dict[str, int]
-    nodes: set[str]
-
-    @property
-    def cold(self) -> list[str]:
-        return [record["name"] for record in self.records if "initTime" in annotations_of(record)]
-
-    @property
-    def markers(self) -> list[Json]:
-        return [one for one in self.messages if is_marker_id(one.get("activationId", "")) and "user" in one]
+def markers(played: Played) -> list[Json]:
+    return [one for one in played.messages if is_marker_id(one.get("activationId", "")) and "user" in one]
 
 
-async def play(kafka: Kafka, folder: Path, *, on: bool) -> Played:
-    """`CALLS` beside two invokers, with MESP or without."""
+async def play(kafka: Kafka, folder: Path, *, on: bool) -> tuple[Played, set[str]]:
+    """`CALLS` beside two invokers, with MESP or without; and the nodes that it saw."""
     clock, prefix = HeldClock(BEGIN_MS - MINUTE_MS), f"{folder.name}-{'on' if on else 'off'}-"
     options = {"bootstrap_servers": kafka.plain}
     pools = (PoolSettings(memory_mb=1024),) * 2
@@ -127,7 +74,7 @@ async def play(kafka: Kafka, folder: Path, *, on: bool) -> Played:
         double = await stack.enter_async_context(running_classic(options, invokers=pools, clock=clock, prefix=prefix))
         for name in NAMES:
             double.store.put(Action("guest", name, annotations={"mesp-prewarm": name != "plain"}))
-        oracle, plugin, platform = Oracle(clock), None, None
+        oracle, plugin, platform = Oracle(CALLS, lambda: clock.now_ms), None, None
         if on:
             config = OpenWhiskConfig(
                 api_host=double.api,
@@ -138,31 +85,13 @@ async def play(kafka: Kafka, folder: Path, *, on: bool) -> Played:
             with clock.held():
                 platform = await stack.enter_async_context(open_platform(config))
             plugin = asyncio.create_task(_tick(Loop(platform, oracle, config.loop), clock))
-        calls = [asyncio.create_task(_call(double, clock, at_ms, name)) for at_ms, name in CALLS]
+        calls = calling(double, CALLS)
         nodes: set[str] = set()
         await clock.sleep_until(END_MS)
         if plugin and platform:
             plugin.cancel()
             nodes = {node.name for node in (await platform.snapshot(clock.now_ms)).nodes}
-        records = list(await asyncio.gather(*calls))
-        assert isinstance(double.engine, Simulated)
-        return Played(
-            records,
-            [line["value"] for line in double.recording.lines if line["src"] == "kafka"],
-            [run.activation_id for run in double.engine.user_runs if not run.action.startswith("/whisk.system/")],
-            oracle.told,
-            {name: getattr(platform.tally, name) for name in ("calls", "cold", "ordered", "met")} if platform else {},
-            nodes,
-        )
-
-
-async def _call(double: Classic, clock: HeldClock, at_ms: int, name: str) -> Json:
-    await clock.sleep_until(at_ms)
-    action = double.store.get(f"guest/{name}")
-    assert action is not None
-    _, record = await double.controller.invoke(GUEST, action, {"ms": 200}, blocking=True)
-    assert record is not None
-    return record
+        return played(double, await calls, oracle, platform), nodes
 
 
 async def _tick(loop: Loop, clock: HeldClock) -> None:
@@ -177,24 +106,16 @@ async def test_fewer_calls_are_cold_and_nobody_is_harmed(
 ) -> None:
     """The same calls without and with MESP: each succeeds and runs once; of those that opted in none is cold any more."""
     monkeypatch.setenv("MESP_OPENWHISK_AUTH", GUEST.key)
-    off = await play(kafka, tmp_path, on=False)
-    on = await play(kafka, tmp_path, on=True)
-    for played in (off, on):
-        assert [record["response"]["statusCode"] for record in played.records] == [0] * len(CALLS)
-        # A marker runs nobody's code, and every call ran once.
-        assert sorted(played.user_runs) == sorted(record["activationId"] for record in played.records)
-    assert (off.markers, sorted(off.cold), on.cold) == ([], sorted(NAMES), ["plain"])
-    assert {one["action"]["name"] for one in on.markers} == {"f0", "f1", "f2", "f3"}
-    # What was told to the predictor is what happened, by the minute.
-    told = {step.step_start_ms: dict(step.counts) for step in on.told.values() if step.counts}
-    truth: dict[int, dict[FunctionKey, int]] = {}
-    for at_ms, name in CALLS:
-        step, key = truth.setdefault(at_ms - at_ms % MINUTE_MS, {}), FunctionKey("guest", name)
-        step[key] = step.get(key, 0) + 1
-    assert told == truth
-    assert (on.tally["calls"], on.tally["cold"]) == (len(CALLS), len(on.cold))
+    off, _ = await play(kafka, tmp_path, on=False)
+    on, nodes = await play(kafka, tmp_path, on=True)
+    assert off.harmed_nobody()
+    assert on.harmed_nobody()
+    assert (markers(off), sorted(cold(off)), cold(on)) == ([], sorted(NAMES), ["plain"])
+    assert {one["action"]["name"] for one in markers(on)} == {"f0", "f1", "f2", "f3"}
+    assert on.told_the_truth()
+    assert (on.tally["calls"], on.tally["cold"]) == (len(CALLS), len(cold(on)))
     assert (on.tally["ordered"], on.tally["met"]) == (4, 4)
-    assert on.nodes == {"invoker0", "invoker1"}
+    assert nodes == {"invoker0", "invoker1"}
 
 
 # --- The bus itself ---------------------------------------------------------------------------------------------------
