@@ -26,7 +26,7 @@ import structlog
 from mesp.errors import InputError, MespError
 from mesp_placement.model import Snapshot
 from mesp_plugin.openwhisk.classic_functions import Functions
-from mesp_plugin.openwhisk.driver import Done, NothingEarly, Observed
+from mesp_plugin.openwhisk.driver import Done, NothingEarly, Observed, together
 from mesp_plugin.openwhisk.holdings import Holding, HoldingState
 from mesp_plugin.openwhisk.invokers import MARKER_LOST_MS, Call, Invokers, outcome
 from mesp_plugin.openwhisk.messages import is_marker_id, marker_id, parse_ack, parse_activation, parse_ping
@@ -294,10 +294,7 @@ class ClassicDriver(NothingEarly):
         idle = [
             one.id for one in self._invokers.containers(now_ms, owned) if one.owned and one.idle_since_ms is not None
         ]
-        done = [await self._end(container_id, now_ms) for container_id in idle]
-        refused = [one.refused for one in done if one.refused]
-        more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
-        return Done(sum(one.count for one in done), refused[0] + more if refused else None)
+        return together([await self._end(container_id, now_ms) for container_id in idle])
 
     async def _end(self, container_id: str, now_ms: int) -> Done:
         """One of the function's idle containers goes: they are alike, and the invoker chooses."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mesp.types import FunctionKey, StepCounts
     from mesp_placement.model import Prewarm, Release, Snapshot
     from mesp_plugin.openwhisk.holdings import Holdings
@@ -37,6 +39,13 @@ class Done:
 
     count: int = 0
     refused: str | None = None
+
+
+def together(items: Sequence[Done]) -> Done:
+    """Several as one: of the reasons the first, and how many more there are."""
+    refused = [one.refused for one in items if one.refused]
+    more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+    return Done(sum(one.count for one in items), refused[0] + more if refused else None)
 
 
 class Driver(Protocol):

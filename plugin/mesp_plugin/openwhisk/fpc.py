@@ -23,7 +23,7 @@ import structlog
 
 from mesp.errors import InputError, MespError
 from mesp_plugin.openwhisk.calls import Calls
-from mesp_plugin.openwhisk.driver import Done, Observed
+from mesp_plugin.openwhisk.driver import Done, Observed, together
 from mesp_plugin.openwhisk.etcd_keys import ContainerKey, CreationKey, ThrottlingKey
 from mesp_plugin.openwhisk.fields import encode
 from mesp_plugin.openwhisk.fpc_view import View
@@ -337,12 +337,8 @@ class FpcDriver:
     async def release_all(self, now_ms: int) -> Done:
         """See `Driver.release_all`; orders on their way are let go when their containers ask."""
         self._holdings.note((item.marker, HoldingState.GONE) for item in self._ordered())
-        done = [
-            await self._take_back(item.container_id, now_ms) for item in self._holdings.alive() if item.container_id
-        ]
-        refused = [one.refused for one in done if one.refused]
-        more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
-        return Done(sum(one.count for one in done), refused[0] + more if refused else None)
+        added = [item.container_id for item in self._holdings.alive() if item.container_id]
+        return together([await self._take_back(container_id, now_ms) for container_id in added])
 
     async def _take_back(self, container_id: str, now_ms: int) -> Done:
         """Ends the fetch of a container that is held; orders the deletion of a paused one that is alone."""
