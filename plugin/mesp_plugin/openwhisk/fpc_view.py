@@ -88,18 +88,13 @@ class View:
 
         alive = self._holdings.alive()
         ours = {item.container_id for item in alive}
-        up: defaultdict[FunctionKey, list[ContainerKey]] = defaultdict(list)
-        for one in self._cluster.existing.values():
-            kept = self._holds.kept.get(one.container_id)
-            if kept is None:
-                up[one.function].append(one)
-            else:
-                owned = one.container_id in ours
-                yield made(
-                    one.container_id, one.function, node_name(one.invoker), ContainerState.IDLE, kept.since_ms, owned
-                )
+        warmed = self._cluster.warmed
+        for kept in self._holds.kept.values():  # whether its key has come yet or not
+            if kept.container_id not in warmed:
+                owned = kept.container_id in ours
+                yield made(kept.container_id, kept.function, kept.node, ContainerState.IDLE, kept.since_ms, owned)
         running = self._calls.running()
-        for key, keys in up.items():
+        for key, keys in self._up().items():
             concurrency = profiles[key].concurrency if key in profiles else 1
             busy = math.ceil(running.get(key, 0) / concurrency)
             ended_ms = (seen.ended_ms if (seen := self._calls.seen.get(key)) else None) or now_ms
@@ -109,9 +104,17 @@ class View:
                     yield made(one.container_id, key, node, ContainerState.BUSY, None, owned=False)
                 else:
                     yield made(one.container_id, key, node, ContainerState.IDLE, ended_ms, owned)
-        for one in self._cluster.warmed.values():
+        for one in warmed.values():
             since_ms, owned = self._paused_since_ms[one.container_id], one.container_id in ours
             yield made(one.container_id, one.function, node_name(one.invoker), ContainerState.PAUSED, since_ms, owned)
         for item in alive:
             if item.state is HoldingState.ORDERED:
                 yield made(item.marker, item.function, item.node, ContainerState.CREATING, None, owned=True)
+
+    def _up(self) -> dict[FunctionKey, list[ContainerKey]]:
+        """Containers that are up and do not wait here, by function."""
+        up: defaultdict[FunctionKey, list[ContainerKey]] = defaultdict(list)
+        for one in self._cluster.existing.values():
+            if one.container_id not in self._holds.kept:
+                up[one.function].append(one)
+        return up

@@ -106,6 +106,21 @@ async def test_containers_are_as_their_keys_say(world: World) -> None:
     ]
 
 
+async def test_a_container_that_waits_is_there_before_its_key(world: World) -> None:
+    """It asks for a call, and its key comes late: listed once all the same, or it would be ordered a second time."""
+    await world.prewarm(HELLO)
+    await world.asks(HELLO, "h")
+    for _ in range(2):
+        [container] = await world.containers(HELLO)
+        assert (container.id, container.state, container.node, container.owned) == (
+            "h",
+            ContainerState.IDLE,
+            "invoker0",
+            True,
+        )
+        world.container(HELLO, "h")
+
+
 # --- Ordering ---------------------------------------------------------------------------------------------------------
 
 
@@ -301,7 +316,7 @@ async def test_after_a_restart_what_was_held_is_the_platforms(world: World) -> N
     assert not late.done()
     assert states(world) == [HoldingState.GONE, HoldingState.HELD, HoldingState.HELD]
     owned = {one.id for one in (await world.driver.snapshot(world.now_ms)).containers if one.owned}
-    assert owned == {"c2"}
+    assert owned == {"c2", "c3"}
     world.container(PLAIN, "c3")
     owned = {one.id for one in (await world.driver.snapshot(world.now_ms)).containers if one.owned}
     assert owned == {"c2", "c3"}
