@@ -120,7 +120,7 @@ class DockerContainers:
                 async with self._proxies.post(url, json=body) as response:
                     content = json.loads(await response.read())
                     return Answer(response.status, content if isinstance(content, dict) else None)
-            except aiohttp.ClientConnectorError:
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
                 if asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(0.02)
@@ -199,7 +199,7 @@ async def docker_containers(docker: Docker) -> AsyncIterator[DockerContainers]:
     there = aiohttp.UnixConnector(str(docker.path))
     async with (
         aiohttp.ClientSession("http://docker", connector=there, timeout=unlimited, raise_for_status=True) as engine,
-        aiohttp.ClientSession(connector=fresh, timeout=unlimited) as proxies,
+        aiohttp.ClientSession(connector=fresh, timeout=aiohttp.ClientTimeout(total=None, sock_connect=2)) as proxies,
     ):
         filters = json.dumps({"type": ["container"], "event": _EVENTS})
         told = await engine.get("/events", params={"filters": filters})
@@ -216,7 +216,7 @@ async def docker_containers(docker: Docker) -> AsyncIterator[DockerContainers]:
 # --- The image --------------------------------------------------------------------------------------------------------
 
 _SHIM = Path(__file__).parents[3] / "deploy" / "openwhisk" / "shim" / "mesp_shim.py"
-#: Of the standard library; the rest of its names are those of modules that actions may want.
+#: Half of the standard library's bytes, of which actions hardly want any.
 _LEFT_OUT = re.compile(
     r"/(site-packages|dist-packages|tests?|idlelib|_?tkinter.*|ensurepip|lib2to3|config-.*|.*\.opt-.\.pyc)$"
 )

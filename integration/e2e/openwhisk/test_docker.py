@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -22,7 +22,7 @@ from e2e.openwhisk.pool import PoolSettings
 from e2e.openwhisk.wire import annotations_of
 from e2e.servers.process import free_ports
 from mesp.types import FunctionKey
-from mesp_placement.model import ContainerState, Plan, Prewarm
+from mesp_placement.model import ContainerState, Plan, Prewarm, Release
 from mesp_plugin.openwhisk.config import OpenWhiskConfig
 from mesp_plugin.openwhisk.start import open_platform
 
@@ -63,6 +63,12 @@ PATIENCE_S = 60
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     with running_runtime(tmp_path_factory.mktemp("docker")) as engine:
         yield engine
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin's."""
+    monkeypatch.setenv("MESP_OPENWHISK_AUTH", GUEST.key)
 
 
 @pytest.fixture
@@ -116,6 +122,13 @@ class Scene:
             return [line["action"] for line in lines] == list(wanted)
 
         await until(told)
+
+
+class Warmed(NamedTuple):
+    """A scene, and the plugin beside it."""
+
+    scene: Scene
+    platform: OpenWhiskPlatform
 
 
 @asynccontextmanager
@@ -212,36 +225,56 @@ async def order(platform: OpenWhiskPlatform, scene: Scene) -> None:
     await until(ordered)
 
 
-async def test_a_marker_makes_a_container_and_runs_no_users_code(
-    kafka: Kafka, containers: DockerContainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The plugin's marker has it made and initialised, and the shim answers; the user's first call is warm."""
-    monkeypatch.setenv("MESP_OPENWHISK_AUTH", GUEST.key)
-    async with classic(kafka, containers, "marker") as scene:
-        config = settings(scene.double.api, tmp_path, kafka={"bootstrap_servers": kafka.plain, "prefix": "marker-"})
-        async with open_platform(config) as platform:
+@asynccontextmanager
+async def warmed(kafka: Kafka, engine: DockerContainers, name: str, folder: Path) -> AsyncIterator[Warmed]:
+    """The plugin has had one container made of an action that nobody has called."""
+    async with classic(kafka, engine, name) as scene:
+        bus = {"bootstrap_servers": kafka.plain, "prefix": f"{name}-", "early_removal": True}
+        async with open_platform(settings(scene.double.api, folder, kafka=bus)) as platform:
             await order(platform, scene)
 
             async def is_warm() -> bool:
                 return len(await scene.mine()) == 1 and END in await scene.printed()
 
             await until(is_warm)
-            assert await scene.printed() == ["initialised", END]
-            record = await scene.call()
-            assert (is_cold(record), result(record)["runs"]) == (False, 1)
-            assert await scene.printed() == ["initialised", END, "run 1", END]
+            yield Warmed(scene, platform)
+
+
+async def test_a_marker_makes_a_container_and_runs_no_users_code(
+    kafka: Kafka, containers: DockerContainers, tmp_path: Path
+) -> None:
+    """It is made and initialised, and the shim answers for the code; the user's first call is warm."""
+    async with warmed(kafka, containers, "marker", tmp_path) as (scene, _):
+        assert await scene.printed() == ["initialised", END]
+        record = await scene.call()
+        assert (is_cold(record), result(record)["runs"]) == (False, 1)
+        assert await scene.printed() == ["initialised", END, "run 1", END]
+
+
+async def test_what_was_added_is_ended_early(kafka: Kafka, containers: DockerContainers, tmp_path: Path) -> None:
+    """The shim answers the marker for it so that the invoker destroys the container."""
+    async with warmed(kafka, containers, "early", tmp_path) as (scene, platform):
+
+        async def is_released() -> bool:
+            now_ms = scene.double.clock.now_ms
+            await platform.observe(now_ms)
+            held = (await platform.snapshot(now_ms)).containers
+            releases = tuple(Release(HELLO, one.id, one.node, "because") for one in held)
+            return (await platform.apply(Plan(releases=releases), now_ms)).released == 1
+
+        await until(is_released)
+        await scene.events("create", "start", "kill", "die", "destroy")
 
 
 # --- FPC --------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_held_container_is_up_and_empty(
-    kafka: Kafka, etcd: Etcd, containers: DockerContainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kafka: Kafka, etcd: Etcd, containers: DockerContainers, tmp_path: Path
 ) -> None:
     """The plugin holds its first fetch, without a marker: it is up, and nothing was sent into it until the user's call
     comes and runs there.
     """
-    monkeypatch.setenv("MESP_OPENWHISK_AUTH", GUEST.key)
     (port,) = free_ports(1)
     pool = PoolSettings(memory_mb=1024, pause_grace_s=1.0, idle_container_s=1.0)
     options = {"bootstrap_servers": kafka.plain}

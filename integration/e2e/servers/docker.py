@@ -65,8 +65,8 @@ class Docker:
         Raises:
             DockerError: it refused.
         """
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"Content-Type": "application/x-tar" if content is body else "application/json"}
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/x-tar" if isinstance(body, bytes) else "application/json"}
         connection = _Connection(self.path)
         try:
             connection.request(method, f"/{what}", content, headers)
@@ -142,9 +142,11 @@ def _bridge() -> Iterator[str]:
         f"address add 10.213.{os.getpid() % 256}.1/24 dev {name}",
         f"link set {name} up",
     )
-    for step in steps:
-        done = subprocess.run([ip, *step.split()], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(f"ip {step}: {done.stderr.strip()}")
-    yield name
-    subprocess.run([ip, "link", "delete", name], check=True)
+    try:
+        for step in steps:
+            done = subprocess.run([ip, *step.split()], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise OSError(f"ip {step}: {done.stderr.strip()}")
+        yield name
+    finally:
+        subprocess.run([ip, "link", "delete", name], capture_output=True, check=False)

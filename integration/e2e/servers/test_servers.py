@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
+from e2e.servers.docker import running_docker
 from e2e.servers.etcd import Etcd, running_etcd
 from e2e.servers.kafka import running_kafka
 from e2e.servers.process import unavailable
@@ -107,3 +108,14 @@ def test_a_program_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
     with pytest.raises(UnavailableError, match=r"^No such server\.$"):
         unavailable("No such server.")
+
+
+def test_without_root_there_is_no_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no engine can be started the test is skipped, also where servers are required: not every kernel allows it."""
+    monkeypatch.setenv("MESP_REQUIRE_SERVERS", "1")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with (
+        pytest.raises(pytest.skip.Exception, match="no Docker engine can be started here"),
+        running_docker(tmp_path, b""),
+    ):
+        pass
