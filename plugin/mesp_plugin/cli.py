@@ -151,7 +151,7 @@ async def _run(config: OpenWhiskConfig, clock: Clock) -> Tally:
     with metrics_page(metrics, config.loop.metrics_port) as port:
         # The seed only spreads retries in time.
         async with (
-            open_when_there(config, OpenWhiskMetrics(metrics.registry), stop) as platform,
+            open_when_there(config, OpenWhiskMetrics(metrics.registry), clock, stop) as platform,
             PredictorClient(config.loop.predictor_address, rng=random.Random(0)) as predictor,
         ):
             if platform is None:

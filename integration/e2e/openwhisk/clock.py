@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Epoch milliseconds, `speed` of them in one of the wall's."""
+    """Epoch milliseconds, `speed` of them in one of the wall's; it met the wall's at `met_ms`, None: now."""
 
-    def __init__(self, speed: float = 1.0) -> None:
+    def __init__(self, speed: float = 1.0, met_ms: float | None = None) -> None:
         self.speed = speed
-        self._begin_ms = time.time() * 1000
+        wall_ms = time.time() * 1000
+        self.met_ms = wall_ms if met_ms is None else met_ms
+        self._begin_ms = self.met_ms + (wall_ms - self.met_ms) * speed
         self._begin = time.monotonic()
 
     @property

@@ -1,6 +1,9 @@
 """The plugin as a process of its own, which tests kill; its time is what a file says, and moves when the test says so.
 
     python -m e2e.openwhisk.plugin_process CONFIG CLOCK
+    python -m e2e.openwhisk.plugin_process CONFIG MET_MS SPEED
+
+The second is for a double whose time runs by itself: see `clock.Clock`.
 
 All else is what ``mesp plugin openwhisk run`` does. A machine that is busy makes such a test slow, and nothing else.
 """
@@ -21,6 +24,8 @@ import aiohttp
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from e2e.openwhisk.clock import Clock
+from e2e.openwhisk.fpc_beside import PluginClock
 from e2e.servers.process import Server
 from mesp.config import load_config
 from mesp_plugin.cli import _run
@@ -63,20 +68,22 @@ class FileClock:
 class PluginProcess:
     """One plugin with a state file of its own, which runs while a block does; `kill` it inside, `start` it again."""
 
-    def __init__(self, folder: Path, key: str, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, key: str, config: dict[str, Any], live: Clock | None = None) -> None:
+        """`live`: a clock that runs by itself; None: it stands still but for `start` and `tick`."""
         folder.mkdir()
         self._clock = FileClock(folder / "clock")
         self._state = folder / "state.json"
         loop = {"metrics_port": 0, **config.pop("loop")}
         settings = folder / "plugin.yaml"
         settings.write_text(yaml.safe_dump({"state_file": str(self._state), **config, "loop": loop}))
-        command: list[str | Path] = [sys.executable, "-m", __name__, settings, self._clock.path]
+        clock = [str(live.met_ms), str(live.speed)] if live else [self._clock.path]
+        command: list[str | Path] = [sys.executable, "-m", __name__, settings, *clock]
         environment = {**os.environ, "MESP_OPENWHISK_AUTH": key}
         self._server = Server(command, folder / "log", self._said_ready, environment)
         self._lives = 0
 
     @asynccontextmanager
-    async def running(self, now_ms: int) -> AsyncIterator[Self]:
+    async def running(self, now_ms: int = 0) -> AsyncIterator[Self]:
         """`start`ed, and killed after the block."""
         try:
             await self.start(now_ms)
@@ -84,7 +91,7 @@ class PluginProcess:
         finally:
             await self.kill()
 
-    async def start(self, now_ms: int) -> None:
+    async def start(self, now_ms: int = 0) -> None:
         """Returns after its first tick, if `now_ms` is a time for one."""
         self._lives += 1
         self._clock.set(now_ms)
@@ -111,8 +118,8 @@ class PluginProcess:
             families = text_string_to_metric_families(await answer.text())
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
-    async def tick(self, now_ms: int) -> None:
-        """Returns when it has done what there is to do at that time, its next."""
+    async def tick(self, now_ms: int = 0) -> None:
+        """Returns when it has done what there is to do at that time, its next; by a clock that runs, whenever that is."""
         wanted = await self._ticks() + 1
         self._clock.set(now_ms)
         await self._ticked(wanted)
@@ -139,8 +146,9 @@ async def until(true: Callable[[], bool | Awaitable[bool]]) -> None:
 
 def main() -> None:
     """Runs until it is told to end."""
-    config, clock = map(Path, sys.argv[1:])
-    asyncio.run(_run(load_config(config, OpenWhiskConfig), FileClock(clock)))
+    config, clock, *speed = sys.argv[1:]
+    live = PluginClock(Clock(float(speed[0]), float(clock))) if speed else FileClock(Path(clock))
+    asyncio.run(_run(load_config(Path(config), OpenWhiskConfig), live))
 
 
 if __name__ == "__main__":

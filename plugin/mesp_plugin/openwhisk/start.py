@@ -112,7 +112,7 @@ def _choose(found: Probe, config: OpenWhiskConfig) -> str:
 
 @asynccontextmanager
 async def open_when_there(
-    config: OpenWhiskConfig, metrics: OpenWhiskMetrics | None, stop: asyncio.Event
+    config: OpenWhiskConfig, metrics: OpenWhiskMetrics | None, clock: Clock | None, stop: asyncio.Event
 ) -> AsyncIterator[OpenWhiskPlatform | None]:
     """As `open_platform`, but what does not answer is waited for; None where `stop` came first.
 
@@ -123,7 +123,7 @@ async def open_when_there(
     for wait_s in itertools.chain(_WAITS_S, itertools.repeat(_WAITS_S[-1])):
         async with AsyncExitStack() as stack:
             try:
-                platform = await stack.enter_async_context(open_platform(config, metrics))
+                platform = await stack.enter_async_context(open_platform(config, metrics, clock))
             except UnavailableError as error:
                 if told != (told := str(error)):
                     _log.warning("waiting for OpenWhisk", error=told)

@@ -118,7 +118,7 @@ async def test_a_platform_that_does_not_answer_yet_is_waited_for(here: Beside, m
     waited_for = [next(answers)]
     here.double.fails.append(one_by_one)
     with capture_logs() as logs:
-        async with open_when_there(here.config, None, asyncio.Event()) as platform:
+        async with open_when_there(here.config, None, None, asyncio.Event()) as platform:
             assert platform is not None
     assert [line["event"] for line in logs] == ["waiting for OpenWhisk"] * 2
     assert "/api/v1/namespaces failed with HTTP 503" in logs[0]["error"]
@@ -131,7 +131,7 @@ async def test_who_is_told_to_end_does_not_wait_on(here: Beside, monkeypatch: py
     stop = asyncio.Event()
     stop.set()
     config = here.config.model_copy(update={"api_host": "http://127.0.0.1:9"})
-    async with open_when_there(config, None, stop) as platform:
+    async with open_when_there(config, None, None, stop) as platform:
         assert platform is None
 
 
@@ -139,7 +139,7 @@ async def test_what_is_wrong_is_not_waited_for(here: Beside, monkeypatch: pytest
     """A key that is refused, and invokers that no configured driver can use."""
     monkeypatch.setenv("MESP_OPENWHISK_AUTH", "a:b")
     with pytest.raises(RefusedError, match="does not take the API key"):
-        async with open_when_there(here.config, None, asyncio.Event()):
+        async with open_when_there(here.config, None, None, asyncio.Event()):
             pass
     monkeypatch.setenv("MESP_OPENWHISK_AUTH", KEY)
 
@@ -149,7 +149,7 @@ async def test_what_is_wrong_is_not_waited_for(here: Beside, monkeypatch: pytest
 
     here.double.fails.append(one)
     with pytest.raises(InputError, match=r"no driver can be used .* classic: kafka is null in the configuration"):
-        async with open_when_there(here.config, None, asyncio.Event()):
+        async with open_when_there(here.config, None, None, asyncio.Event()):
             pass
 
 
