@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mesp_placement.model import Prewarm, Release, Snapshot
     from mesp_plugin.metrics import OpenWhiskMetrics
     from mesp_plugin.openwhisk.actions import Actions
+    from mesp_plugin.openwhisk.calls import Call
     from mesp_plugin.openwhisk.cluster import Cluster
     from mesp_plugin.openwhisk.config import OpenWhiskConfig
     from mesp_plugin.openwhisk.etcd_keys import Key
@@ -141,10 +142,11 @@ class FpcDriver:
             self._holds.sweep()
         await self._let_outdated_go(now_ms)
         calls = [call for call in self._calls.ended(now_ms) if (call.freed_ms or 0) >= self._began_ms]
-        cold = tuple(
-            one.function for one in calls if one.initialised and not self._holds.met(one.function, one.arrived_ms)
-        )
+        cold = tuple(one.function for one in calls if not self._has_met(one) and one.initialised)
         return Observed(self._recorder.close(now_ms), len(calls), cold)
+
+    def _has_met(self, call: Call) -> bool:
+        return self._holds.met(call.function, call.arrived_ms, initialised=bool(call.initialised))
 
     async def snapshot(self, now_ms: int) -> Snapshot:
         """See `Driver.snapshot`: what the keys say, and by the calls that run which containers are busy."""

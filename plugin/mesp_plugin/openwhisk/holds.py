@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PAUSE_GRACE_MS: Final = 10_500
 #: Asked again before it can pause: never at once, a container would ask a thousand times a second.
 _AGAIN_MS: Final = 1_000
-#: A container that was handed over without /init is used by then, or destroyed.
+#: A container that was handed over is used by then; without /init it is destroyed otherwise.
 _UNUSED_MS: Final = 12_000
 #: From this probability of a call on, what may be paused is held for a while first.
 _NEAR: Final = 0.5
@@ -130,7 +130,7 @@ class Holds:
         self._paused: set[str] = set()
         self._moved: set[str] = set()
         self._missing: set[str] = set()
-        self._handed: defaultdict[FunctionKey, deque[tuple[int, str]]] = defaultdict(deque)
+        self._handed: defaultdict[tuple[FunctionKey, bool], deque[tuple[int, str]]] = defaultdict(deque)
         cluster.listeners.append(self._hear)
 
     @property
@@ -162,9 +162,15 @@ class Holds:
         known = (item for item in self._holdings.all() if item.container_id == container_id)
         return any(not item.is_alive for item in known)
 
-    def met(self, function: FunctionKey, arrived_ms: int) -> bool:
-        """Whether a call that initialised its container met one of ours, handed over for it; each counts once."""
-        handed = self._handed[function]
+    def met(self, function: FunctionKey, arrived_ms: int, *, initialised: bool) -> bool:
+        """Whether a call met one of ours, handed over for it; each counts once.
+
+        Args:
+            function: whose call.
+            arrived_ms: when it was admitted.
+            initialised: the container was, for this call: then it can only have been one that waited without.
+        """
+        handed = self._handed[function, not initialised]
         while handed and handed[0][0] + _UNUSED_MS < arrived_ms:
             handed.popleft()
         if not handed:
@@ -281,13 +287,10 @@ class Holds:
         self._moved.add(kept.container_id)
         if kept.marker is None:
             return
-        if kept.unwanted:
+        if kept.unwanted or kept.asked:  # several may be handed over for one call: used is what a call has met
             self._holdings.note([(kept.marker, HoldingState.GONE)])
-        elif kept.asked:
-            became = HoldingState.USED if kept.initialised else HoldingState.GONE
-            self._holdings.note([(kept.marker, became)])
-            if not kept.initialised:
-                self._handed[kept.function].append((self._clock.now_ms(), kept.marker))
+        if kept.asked and not kept.unwanted:
+            self._handed[kept.function, kept.initialised].append((self._clock.now_ms(), kept.marker))
 
     def _hear(self, key: Key, begins: bool) -> None:
         match key:

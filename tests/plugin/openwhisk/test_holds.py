@@ -203,13 +203,31 @@ async def test_a_near_call_is_waited_for_with_an_initialised_container(world: Wo
 
 
 async def test_an_initialised_one_moves_when_a_call_asks(world: World) -> None:
-    """Recording 04, ab: the call meets it at once, and that is known."""
+    """Recording 04, ab: the call meets it at once, and its end tells that it did."""
     await world.held(HELLO)
     second = await world.asks(HELLO, "c1", warmed=True)
+    call = world.call(HELLO)
     world.queue(HELLO)
     await world.wait(0)
     assert second.result() is NoCall.NO_QUEUE
+    await world.look(200)
+    world.done(HELLO, call, init_ms=0)
+    seen = await world.look(10)
+    assert (seen.calls, seen.cold) == (1, ())
     assert states(world) == [HoldingState.USED]
+
+
+async def test_of_two_that_move_for_one_call_one_is_met(world: World) -> None:
+    """Both are handed over when the queue comes; the other one is the platform's, and nobody met it."""
+    for one in ("c1", "c2"):
+        await world.held(HELLO, one)
+        await world.asks(HELLO, one, warmed=True)
+    call = world.call(HELLO)
+    world.queue(HELLO)
+    await world.look(200)
+    world.done(HELLO, call, init_ms=0)
+    await world.look(10)
+    assert states(world) == [HoldingState.USED, HoldingState.GONE]
 
 
 async def test_a_call_during_the_marker_run(world: World) -> None:
