@@ -24,7 +24,7 @@ from mesp_placement.planner import plan
 from mesp_plugin.metrics import LoopMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from mesp.types import Forecasts, FunctionKey, Rejection, StepCounts
     from mesp_placement.model import Plan
@@ -151,6 +151,7 @@ class Loop:
         tick_ms = self._config.tick_ms
         now_ms = clock.now_ms()
         due_ms = -(-now_ms // tick_ms) * tick_ms
+        declined: Collection[str] = ()
         while True:
             # A sleep may end early; a clock that was set back must not hold the loop for more than a tick.
             while 0 < due_ms - now_ms <= tick_ms and not stop.is_set():
@@ -164,7 +165,8 @@ class Loop:
                 self.metrics.ticks_failed.inc()
                 _log.warning("tick failed", error=str(error))
             else:
-                _tell(report)
+                _tell(report, declined)
+                declined = report.outcomes.refused
             last_ms, now_ms = now_ms // tick_ms, clock.now_ms()
             due_ms = (now_ms // tick_ms + 1) * tick_ms
             self.metrics.ticks_skipped.inc(max(0, now_ms // tick_ms - last_ms))
@@ -201,15 +203,15 @@ async def _until(clock: Clock, at_ms: int, stop: asyncio.Event) -> None:
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-def _tell(report: TickReport) -> None:
-    # One line a tick and kind: a fleet of refusals must not drown the log.
+def _tell(report: TickReport, declined: Collection[str]) -> None:
+    # One line a tick and kind, and nothing that was `declined` a tick ago: a fleet of refusals must not drown the log.
     if report.predictor_error is not None:
         _log.warning("predictor failed", error=report.predictor_error, forecast_as_of_ms=report.forecast_as_of_ms)
     if report.rejections:
         _log.warning("observations refused", count=len(report.rejections), first=report.rejections[0].reason)
     if report.plan.errors:
         _log.warning("snapshot items make no sense", count=len(report.plan.errors), first=report.plan.errors[0])
-    if report.outcomes.refused:
-        _log.warning("platform declined", count=len(report.outcomes.refused), first=report.outcomes.refused[0])
+    if news := [reason for reason in report.outcomes.refused if reason not in declined]:
+        _log.warning("platform declined", count=len(news), first=news[0])
     if report.outcomes.prewarmed or report.outcomes.released:
         _log.info("applied", prewarmed=report.outcomes.prewarmed, released=report.outcomes.released)

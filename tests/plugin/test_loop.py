@@ -7,6 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from mesp.client import PredictorClient
 from mesp.errors import InputError, MespError, UnavailableError
@@ -14,6 +15,7 @@ from mesp.types import Rejection
 from mesp_placement.config import PlacementConfig
 from mesp_plugin.config import LoopConfig
 from mesp_plugin.loop import Loop, WallClock
+from mesp_plugin.platform import Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,6 +163,24 @@ async def test_a_platform_that_fails_costs_its_tick_only(
     reports = await run(loop, clock, monkeypatch)
     assert [report.now_ms for report in reports] == [70_000, 80_000]
     assert value(loop, "ticks_failed_total") == 1
+
+
+async def test_what_is_declined_again_is_not_told_again(
+    world: Any, oracle: Any, hand_clock: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal that stands is told at its first tick, a new one beside it alone, and both count at every tick."""
+    answers = iter([("a",), ("a",), ("a", "b"), (), ("a",)])
+
+    async def apply(plan: Any, now_ms: int) -> Outcomes:
+        return Outcomes(refused=next(answers))
+
+    monkeypatch.setattr(world, "apply", apply)
+    loop = Loop(world, oracle, CONFIG)
+    with capture_logs() as logs:
+        await run(loop, hand_clock(asyncio.Event(), end_ms=110_000, now=60_000), monkeypatch)
+    told = [(line["count"], line["first"]) for line in logs if line["event"] == "platform declined"]
+    assert told == [(1, "a"), (1, "b"), (1, "a")]
+    assert value(loop, "refused_total") == 5
 
 
 async def test_stopping_ends_a_wait_at_once(world: Any, oracle: Any) -> None:
