@@ -12,6 +12,8 @@ Nothing here waits for the disk: a killed process loses nothing, a power cut wha
 from __future__ import annotations
 
 import enum
+import errno
+import os
 import re
 import struct
 import zlib
@@ -79,8 +81,8 @@ class Journal:
         try:
             if self._file is None:
                 self._number += 1
-                self._file = self._part(self._number).open("ab", buffering=0)
-            self._file.write(checksum + head + entry.request)
+                self._file = self._part(self._number).open("ab", buffering=0)  # each record is there when it is written
+            _append(self._file, checksum + head + entry.request)
         except OSError as error:
             _log.warning("journal not written", reason=str(error))
             self.turn()
@@ -109,6 +111,12 @@ class Journal:
             return {}
         found = ((name.fullmatch(path.name), path) for path in self.state.parent.iterdir())
         return {int(match[1]): path for match, path in found if match}
+
+
+def _append(file: BinaryIO, record: bytes) -> None:
+    """All of it, or `OSError`: on a disk that is nearly full a write may be short and say nothing."""
+    if file.write(record) < len(record):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _decode(data: bytes) -> Iterator[Entry]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import prometheus_client
 import structlog
 
+from mesp.alone import alone
 from mesp.errors import InputError, UnavailableError
 from mesp.server import serve
 from mesp.v1 import predictor_service_pb2 as pb
@@ -52,9 +53,17 @@ async def serve_predictor(
         stop: ends the server when set.
 
     Raises:
-        InputError: the state or ready file cannot be read or written, or the host is none.
+        InputError: the state or ready file cannot be read or written, another predictor keeps that state, or the host is
+            none.
         UnavailableError: a port is taken.
     """
+    with nullcontext() if config.state is None else alone(config.state, "another predictor"):
+        await _serve(config, forecaster, say=say, stop=stop)
+
+
+async def _serve(
+    config: PredictorConfig, forecaster: Forecaster, *, say: Callable[[str], None], stop: asyncio.Event | None
+) -> None:
     context = max(config.context, forecaster.context_length)
     metrics = PredictorMetrics()
     if config.state is None:

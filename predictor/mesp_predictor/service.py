@@ -134,9 +134,10 @@ class PredictorService(pb_grpc.PredictorServiceServicer):
     async def close(self) -> None:
         """Finishes what was begun, and saves the state. InputError when it cannot be saved."""
         self.end_watches()
-        for task in (self._ticking, self._saving):
-            if task is not None:
-                await task
+        if self._ticking is not None:
+            await self._ticking
+        if self._saving is not None:  # which the last tick may have begun
+            await self._saving
         try:
             if self._journal:
                 await self._keep(self._journal)

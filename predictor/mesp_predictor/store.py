@@ -82,7 +82,7 @@ def load(path: Path, step_ms: int, context: int, max_functions: int) -> tuple[Se
         reason = str(error)
     except Exception as error:  # noqa: BLE001  damage shows in a dozen types, of zipfile, zlib, json and numpy
         reason = f"it is damaged: {error or type(error).__name__}"
-    return empty, f"{path}: {reason}; kept as {_move_aside(path)}, starting without history"
+    return empty, f"{path}: {reason}; kept as {_move_aside(path)}, starting without it"
 
 
 def _decode(data: bytes, step_ms: int) -> SeriesState:

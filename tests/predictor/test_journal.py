@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import io
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
@@ -74,6 +75,28 @@ def test_parts_go_when_the_state_holds_them(tmp_path: Path) -> None:
     later.turn()
     journal.turn()
     assert list(Journal(tmp_path / "state.npz").entries()) == [three, one]
+
+
+def test_a_short_write_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that fills up: nothing is appended behind half a record, where nobody would find it."""
+    journal, entry = Journal(tmp_path / "state.npz"), Entry(Kind.OBSERVE, 1, b"request")
+
+    class Filling(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            return super().write(data[:5])
+
+    journal.write(entry)
+    assert journal._file is not None
+    journal._file.close()
+    journal._file = Filling(tmp_path / "state.npz.journal-1", "ab")  # raw, as the real one
+    with structlog.testing.capture_logs() as logs:
+        journal.write(entry)
+        journal.write(entry)
+    assert len(logs) == 1
+    journal.turn()
+    journal.write(entry)
+    journal.turn()
+    assert list(Journal(tmp_path / "state.npz").entries()) == [entry, entry]
 
 
 def test_a_journal_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:

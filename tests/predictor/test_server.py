@@ -124,6 +124,26 @@ def test_an_unusable_state_is_said_on_stderr_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "state.npz.aside-1").read_text() == "not an archive"
 
 
+def test_a_second_predictor_leaves_the_firsts_state_alone(tmp_path: Path) -> None:
+    """It ends at once, with one sentence and exit code 2, before it has read or written anything of it."""
+    state = tmp_path / "state.npz"
+    with (
+        process("--port", "0", "--state", str(state)) as first,
+        process("--port", "0", "--state", str(state)) as second,
+    ):
+        for sidecar, other in ((first, second), (second, first)):
+            assert sidecar.stdout is not None
+            if not sidecar.stdout.readline():  # whichever came second
+                _, err = sidecar.communicate(timeout=PATIENCE_S)
+                assert (sidecar.returncode, err) == (
+                    2,
+                    f"error: {state}: another predictor is using it, end that one first\n",
+                )
+                assert other.poll() is None
+                return
+    pytest.fail("both serve")
+
+
 async def test_metrics_and_watchers_until_the_end(forecaster: FakeForecaster) -> None:
     """The page shows every metric by its name; at the end the metrics page is gone and a watch ends cleanly."""
     lines: asyncio.Queue[str] = asyncio.Queue()

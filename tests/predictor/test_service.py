@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import threading
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +20,7 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mesp import wire
 from mesp.client import PredictorClient
 from mesp.errors import InputError, MespError
 from mesp.server import serve
@@ -400,6 +403,28 @@ async def test_what_a_killed_sidecar_answered_is_not_lost(forecaster: FakeForeca
     assert {key for key in restarted.store.functions if key} == {A, NEW}
     before, after = (one.store.window(one.store.rows_of([A, NEW]), 10) for one in (engine, restarted))
     np.testing.assert_array_equal(after, before)
+
+
+async def test_the_last_save_waits_for_the_one_before(
+    forecaster: FakeForecaster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed while a step is learned that makes a save due: one writes after the other, to the same temporary file."""
+    path, writing = tmp_path / "state.npz", threading.Lock()
+    save = files.save
+
+    def alone(*args: Any) -> None:
+        assert writing.acquire(blocking=False)
+        time.sleep(0.05)  # whoever would come in between has time to
+        save(*args)
+        writing.release()
+
+    monkeypatch.setattr(files, "save", alone)
+    service = PredictorService(engine_of(forecaster), PredictorMetrics(), None, path, save_every_steps=1)
+    request = pb.ObserveRequest(steps=[wire.step_counts_to_pb(step(100, {A: 1}))])
+    await service.Observe(request, cast("Any", None))
+    await service.close()
+    loaded, _ = files.load(path, STEP_MS, 10, 100)
+    assert loaded.as_of_ms == 101 * STEP_MS
 
 
 async def test_a_state_that_cannot_be_saved_is_logged_and_tried_again(

@@ -114,9 +114,9 @@ def test_a_file_for_something_else_is_moved_aside(tmp_path: Path, monkeypatch: p
     monkeypatch.undo()
     sentences.append(files.load(path, STEP_MS, CONTEXT, 10)[1])
     assert sentences == [
-        f"{path}: its step is 60000 ms, the model's is 1000 ms; kept as {path}.aside-1, starting without history",
-        f"{path}: it holds 4 functions, but max_functions = 3; kept as {path}.aside-2, starting without history",
-        f"{path}: its format is 2, this version reads 1; kept as {path}.aside-3, starting without history",
+        f"{path}: its step is 60000 ms, the model's is 1000 ms; kept as {path}.aside-1, starting without it",
+        f"{path}: it holds 4 functions, but max_functions = 3; kept as {path}.aside-2, starting without it",
+        f"{path}: its format is 2, this version reads 1; kept as {path}.aside-3, starting without it",
     ]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"state.npz.aside-{n}" for n in (1, 2, 3)]
 

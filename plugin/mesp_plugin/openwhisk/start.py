@@ -8,13 +8,13 @@ not, nor is it one for whoever only asks (`probe`).
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from mesp.alone import alone
 from mesp.errors import InputError, UnavailableError
 from mesp_plugin.loop import WallClock
 from mesp_plugin.openwhisk.actions import Actions
@@ -35,8 +35,7 @@ from mesp_plugin.openwhisk.standalone import StandaloneDriver
 from mesp_plugin.openwhisk.triggers import Triggers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator
 
     from mesp_plugin.loop import Clock
     from mesp_plugin.metrics import OpenWhiskMetrics
@@ -68,7 +67,7 @@ async def open_platform(
         UnavailableError: the platform does not answer, or as yet nothing is there that a driver fits.
     """
     key, holdings = Key.read(config), Holdings(config.state_file)
-    with _alone(config.state_file):
+    with alone(config.state_file, "another plugin"):
         async with connect(config) as session, AsyncExitStack() as stack:
             api = OpenWhiskApi(session, config.api_host, key, config.namespace)
             await api.namespaces()  # the plain sentence where host or key are wrong
@@ -167,17 +166,6 @@ async def _waiting(
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
                 await lease.give_up()
-
-
-@contextmanager
-def _alone(state_file: Path) -> Iterator[None]:
-    """Inside, no other plugin on this machine works with the same state file; the lock ends with the process."""
-    with state_file.with_name(state_file.name + ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"state_file = {state_file}: another plugin is using it, end that one first") from None
-        yield
 
 
 def _owner(key: Key, namespace: str) -> Caller | None:
