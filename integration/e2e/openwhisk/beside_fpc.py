@@ -239,7 +239,7 @@ def make_world(folder: Path, **settings: Any) -> World:
     config = OpenWhiskConfig(
         kafka=KafkaConfig(bootstrap_servers="nowhere:9092"),
         etcd=EtcdConfig(endpoints=("http://nowhere:2379",)),
-        **settings,
+        **({"mode": "on"} | settings),
     )
     clock, cluster = HandClock(BEGIN_MS), Cluster()
     cluster.fresh = True

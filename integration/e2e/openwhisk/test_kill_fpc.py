@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from e2e.servers.etcd import Etcd
     from e2e.servers.kafka import Kafka
 
-SPEED, EXPIRY_S = 5.0, 200.0
-POOL = PoolSettings(memory_mb=1024, idle_container_s=200.0)
+SPEED, EXPIRY_S = 5.0, 600.0
+POOL = PoolSettings(memory_mb=1024, idle_container_s=600.0)
 HELD, PAUSED = FunctionKey("guest", "held"), FunctionKey("guest", "paused")
 
 

@@ -21,6 +21,7 @@ from mesp_plugin.openwhisk.containers import ContainerCreation, CreationAck, par
 from mesp_plugin.openwhisk.invokers import LOST_MS
 from mesp_plugin.openwhisk.messages import is_marker_id, parse_ack, parse_activation
 from mesp_plugin.openwhisk.names import is_platform_action
+from mesp_plugin.openwhisk.run_time import mean_run_ms
 from mesp_plugin.openwhisk.user_events import ActivationEvent, parse_event
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 #: A record, or an event, may come so long after the ack that ends a call.
 _TELLS_MS: Final = 15_000
-#: Weight of the newest run in the mean run time.
-_NEWEST: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -176,9 +175,8 @@ class Calls:
             return activation_id in self._over
         if call.initialised is None:
             call.initialised = ended.init_ms > 0
-            seen, run_ms = self._of(call.function), max(0, ended.duration_ms - ended.init_ms)
-            mean_ms = run_ms if seen.duration_ms is None else seen.duration_ms
-            seen.duration_ms = mean_ms + _NEWEST * (run_ms - mean_ms)
+            seen = self._of(call.function)
+            seen.duration_ms = mean_run_ms(seen.duration_ms, ended.duration_ms - ended.init_ms)
         return True
 
     def _of(self, function: FunctionKey) -> Seen:

@@ -7,7 +7,7 @@ environment variables.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mesp_placement.model import FunctionProfile
 from mesp_plugin.openwhisk.actions import opted_in_by
@@ -15,6 +15,8 @@ from mesp_plugin.openwhisk.balancer import preferred_nodes
 from mesp_plugin.openwhisk.fields import Fields, encode
 from mesp_plugin.openwhisk.names import ActionName, action_path
 from mesp_plugin.openwhisk.orders import marker
+from mesp_plugin.openwhisk.parts import STANDARD_MB
+from mesp_plugin.openwhisk.run_time import mean_run_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,17 +28,12 @@ if TYPE_CHECKING:
     from mesp_plugin.openwhisk.messages import ActivationMessage, ActivationRecord, Caller
     from mesp_plugin.openwhisk.user_events import ActivationEvent
 
-#: What a container takes when nobody said (`whisk.memory.std`).
-_STANDARD_MB: Final = 256.0
-#: Weight of the newest run in the mean run time.
-_NEWEST: Final = 0.2
-
 
 @dataclass(slots=True)
 class _Seen:
     """What the bus told of a function."""
 
-    memory_mb: float = _STANDARD_MB
+    memory_mb: float = STANDARD_MB
     kind: str = ""
     duration_ms: float | None = None
     last: ActivationMessage | None = None
@@ -96,20 +93,24 @@ class Functions:
 
     def ran(self, key: FunctionKey, run_ms: int) -> None:
         """A user's run took so long, without /init."""
-        seen, run_ms = self._of(key), max(0, run_ms)
-        mean_ms = run_ms if seen.duration_ms is None else seen.duration_ms
-        seen.duration_ms = mean_ms + _NEWEST * (run_ms - mean_ms)
+        seen = self._of(key)
+        seen.duration_ms = mean_run_ms(seen.duration_ms, run_ms)
 
     def memory_mb(self, key: FunctionKey) -> float:
         """Of one container."""
         if action := self._actions.known.get(key):
             return float(action.metadata.memory_mb)
-        return self._seen[key].memory_mb if key in self._seen else _STANDARD_MB
+        return self._seen[key].memory_mb if key in self._seen else STANDARD_MB
 
     def concurrency(self, key: FunctionKey) -> int:
         """Calls that one container takes at once."""
         action = self._actions.known.get(key)
         return max(1, action.metadata.concurrency) if action else 1
+
+    def updated_ms(self, key: FunctionKey) -> int | None:
+        """When its action was updated, where the API tells."""
+        action = self._actions.known.get(key)
+        return action.metadata.updated_ms if action else None
 
     def route(self, key: FunctionKey, invokers: tuple[str, ...]) -> tuple[str, ...]:
         """Where the balancer looks for the function's containers, home first."""

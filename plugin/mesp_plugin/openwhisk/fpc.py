@@ -140,7 +140,9 @@ class FpcDriver:
         self._give_up(now_ms)
         if self._cluster.fresh:
             self._holds.sweep()
-        await self._let_outdated_go(now_ms)
+        self._let_outdated_go()
+        if self._right.is_ours and self._config.mode == "on":
+            await self._delete_outdated(now_ms)
         calls = [call for call in self._calls.ended(now_ms) if (call.freed_ms or 0) >= self._began_ms]
         cold = tuple(one.function for one in calls if not self._has_met(one) and one.initialised)
         return Observed(self._recorder.close(now_ms), len(calls), cold)
@@ -192,14 +194,18 @@ class FpcDriver:
 
     # --- Letting go ---------------------------------------------------------------------------------------------------
 
-    async def _let_outdated_go(self, now_ms: int) -> None:
-        """After an update nobody will use what was made before. (A scheduler deletes it only where the queue still lives.)"""
+    def _let_outdated_go(self) -> None:
+        """After an update nobody will use what was made before."""
         for kept in list(self._holds.kept.values()):
             action = self._actions.known.get(kept.function)
             if action and action.metadata.action.version != kept.version:
                 self._holds.let_go(kept.container_id)
+
+    async def _delete_outdated(self, now_ms: int) -> None:
+        """Nor what is paused, which a scheduler deletes only where the queue still lives."""
+        warmed = self._cluster.warmed
         for item in self._holdings.alive():
-            key = self._cluster.warmed.get(item.container_id or "")
+            key = warmed.get(item.container_id or "")
             if key is None or key.container_id in self._lingering or not self._is_outdated(key):
                 continue
             try:
@@ -210,7 +216,7 @@ class FpcDriver:
                 self._lingering.add(key.container_id)
             if done.refused:
                 _log.info("an outdated container lingers", reason=done.refused)
-        self._lingering &= self._cluster.warmed.keys()
+        self._lingering &= warmed.keys()
 
     def _is_outdated(self, key: ContainerKey) -> bool:
         """Of a revision that no call to come will have, as far as calls and the API tell."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mesp_placement.model import Container, ContainerState, FunctionProfile, Node, Snapshot
 from mesp_plugin.openwhisk.holdings import HoldingState
 from mesp_plugin.openwhisk.invokers import node_name
+from mesp_plugin.openwhisk.parts import STANDARD_MB
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from mesp_plugin.openwhisk.holdings import Holdings
     from mesp_plugin.openwhisk.holds import Holds
     from mesp_plugin.openwhisk.parts import ActionMetaData
-
-#: What a container takes when nobody said (`whisk.memory.std`).
-_STANDARD_MB: Final = 256.0
 
 
 class View:
@@ -52,9 +50,8 @@ class View:
         """
         self._paused_since_ms = {one: self._paused_since_ms.get(one, now_ms) for one in self._cluster.warmed}
         profiles = {key: self._profile(key, metadata, key in enabled) for key, metadata in described.items()}
-        containers = [
-            one for one in self._containers(profiles, now_ms) if int(one.node.removeprefix("invoker")) in self._cluster.invokers
-        ]  # fmt: skip
+        known = set(map(node_name, self._cluster.invokers))  # an order may be of a former life beside something else
+        containers = [one for one in self._containers(profiles, now_ms) if one.node in known]
         for one in containers:  # made before anything that was read
             if one.function not in profiles:
                 profiles[one.function] = self._profile(one.function, None, False)
@@ -68,7 +65,7 @@ class View:
         seen = self._calls.seen.get(key)
         duration_ms = (seen.duration_ms if seen else None) or 0.0
         if metadata is None:
-            return FunctionProfile(key, _STANDARD_MB, duration_ms=duration_ms, lead_ms=self._lead_ms, enabled=False)
+            return FunctionProfile(key, STANDARD_MB, duration_ms=duration_ms, lead_ms=self._lead_ms, enabled=False)
         return FunctionProfile(
             key,
             float(metadata.memory_mb),
@@ -83,7 +80,7 @@ class View:
         def made(
             one: str, key: FunctionKey, node: str, state: ContainerState, since_ms: int | None, owned: bool
         ) -> Container:
-            memory_mb = profiles[key].memory_mb if key in profiles else _STANDARD_MB
+            memory_mb = profiles[key].memory_mb if key in profiles else STANDARD_MB
             return Container(one, key, node, state, memory_mb, since_ms, owned)
 
         alive = self._holdings.alive()

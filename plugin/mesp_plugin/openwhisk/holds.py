@@ -42,6 +42,10 @@ PAUSE_GRACE_MS: Final = 10_500
 _AGAIN_MS: Final = 1_000
 #: A container that was handed over is used by then; without /init it is destroyed otherwise.
 _UNUSED_MS: Final = 12_000
+#: The call that it was handed over for was admitted so long before, at most.
+_CALLED_MS: Final = 10_000
+#: A call's end is known so long after it was admitted, at most: the longest run, and what the platform gives acks.
+_TOLD_MS: Final = 660_000
 #: From this probability of a call on, what may be paused is held for a while first.
 _NEAR: Final = 0.5
 
@@ -90,6 +94,8 @@ class Kept:
         asked: a call wants a container of the function.
         unwanted: it is to go.
         pause_ms: when it may be paused; None: never, for it has not been initialised.
+        fetches: how many of its fetches wait: two, where it asks again over a new connection and the old one's end is
+            not known yet; none, while it runs a marker.
     """
 
     container_id: str
@@ -103,6 +109,7 @@ class Kept:
     asked: bool = False
     unwanted: bool = False
     pause_ms: int | None = None
+    fetches: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -170,13 +177,16 @@ class Holds:
             arrived_ms: when it was admitted.
             initialised: the container was, for this call: then it can only have been one that waited without.
         """
-        handed = self._handed[function, not initialised]
-        while handed and handed[0][0] + _UNUSED_MS < arrived_ms:
+        handed, now_ms = self._handed[function, not initialised], self._clock.now_ms()
+        while handed and handed[0][0] + _TOLD_MS < now_ms:
             handed.popleft()
-        if not handed:
-            return False
-        self._holdings.note([(handed.popleft()[1], HoldingState.USED)])
-        return True
+        for one in handed:
+            handed_ms, marker = one
+            if handed_ms - _CALLED_MS <= arrived_ms <= handed_ms + _UNUSED_MS:
+                handed.remove(one)
+                self._holdings.note([(marker, HoldingState.USED)])
+                return True
+        return False
 
     def sweep(self) -> None:
         """Lets go of what is none of ours any more, and notes containers that are gone.
@@ -187,9 +197,13 @@ class Holds:
         for kept in list(self._kept.values()):
             if kept.marker is not None and kept.marker not in alive:
                 self.let_go(kept.container_id)
-        there = self._cluster.existing.keys() | self._cluster.warmed.keys() | self._kept.keys()
-        known = {item.container_id for item in alive.values() if item.container_id} | self._paused | self._moved
+        asking = {one for one, kept in self._kept.items() if kept.fetches}
+        there = self._cluster.existing.keys() | self._cluster.warmed.keys() | asking
+        known = {item.container_id for item in alive.values() if item.container_id}
+        known |= self._paused | self._moved | self._kept.keys()
         gone, self._missing = (known - there) & self._missing, known - there
+        for container_id in gone:
+            self._kept.pop(container_id, None)
         self._paused -= gone
         self._moved -= gone
         self._holdings.note((item.marker, HoldingState.GONE) for item in alive.values() if item.container_id in gone)
@@ -197,8 +211,8 @@ class Holds:
 
     def forget_former_life(self) -> None:
         """After a start: what was held then is the real queue's now, or destroyed; paused ones are still there."""
-        former = [item for item in self._holdings.alive() if item.container_id]
-        self._paused |= {item.container_id for item in former if item.container_id in self._cluster.warmed}
+        former, warmed = [item for item in self._holdings.alive() if item.container_id], self._cluster.warmed
+        self._paused |= {item.container_id for item in former if item.container_id in warmed}
         lost = [item.marker for item in former if item.container_id not in self._paused | self._kept.keys()]
         self._holdings.note((marker, HoldingState.GONE) for marker in lost)
 
@@ -213,16 +227,20 @@ class Holds:
         if fetch.warmed and not kept.initialised:
             kept.initialised = True
             kept.pause_ms = self._clock.now_ms() + max(kept.order.hold_ms, PAUSE_GRACE_MS)
+        answer = self._verdict(kept)
+        if answer is None and not kept.initialised and (call := self._marker(kept)):
+            return call
+        kept.fetches += 1
         try:
-            answer = self._verdict(kept)
-            if answer is None and not kept.initialised and (call := self._marker(kept)):
-                return call
             while answer is None:
                 await self._something_changes(kept)
                 answer = self._verdict(kept)
         except asyncio.CancelledError:
-            self._kept.pop(fetch.container_id, None)
+            if kept.fetches == 1:
+                self._kept.pop(fetch.container_id, None)
             raise
+        finally:
+            kept.fetches -= 1
         self._answered(kept, answer)
         return answer
 
@@ -283,9 +301,10 @@ class Holds:
         if answer is NoCall.NO_ACTIVATION:
             kept.pause_ms = self._clock.now_ms() + _AGAIN_MS
             return  # it shows by its key that it is paused
+        told = kept.container_id in self._moved  # by another fetch of the same container
         self._kept.pop(kept.container_id, None)
         self._moved.add(kept.container_id)
-        if kept.marker is None:
+        if kept.marker is None or told:
             return
         if kept.unwanted or kept.asked:  # several may be handed over for one call: used is what a call has met
             self._holdings.note([(kept.marker, HoldingState.GONE)])

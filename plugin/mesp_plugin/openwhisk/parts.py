@@ -14,6 +14,8 @@ from mesp_plugin.openwhisk.fields import Fields, Rule, read_object
 from mesp_plugin.openwhisk.names import NAME, PATH, VERSION, ActionName, tidy
 
 MAX_INT: Final = 2**31 - 1
+#: What a container takes when nobody said (`whisk.memory.std`).
+STANDARD_MB: Final = 256.0
 #: Annotations of an action that MESP keeps; others may hold secrets (`require-whisk-auth`).
 KEPT_ANNOTATIONS: Final = ("provide-api-key", "exec", "mesp-prewarm")
 

@@ -26,6 +26,7 @@ from mesp_plugin.openwhisk.holdings import Holding, HoldingState
 from mesp_plugin.openwhisk.messages import MARKER, is_marker_id
 from mesp_plugin.openwhisk.names import action_path, function_key
 from mesp_plugin.openwhisk.rest import ThrottledError
+from mesp_plugin.openwhisk.run_time import mean_run_ms
 from mesp_plugin.openwhisk.sightings import Sightings
 from mesp_plugin.recorder import Recorder
 
@@ -49,8 +50,6 @@ _LOOK_BACK_STEPS: Final = 5
 _ACTIONS_EVERY_MS: Final = 30_000
 #: A marker whose answer was lost came within so long after it was sent, or never.
 _LOST_MS: Final = 60_000
-#: Weight of the newest run in the mean run time.
-_NEWEST: Final = 0.2
 
 
 class StandaloneDriver(NothingEarly):
@@ -176,9 +175,8 @@ class StandaloneDriver(NothingEarly):
                 continue
             if record.init_ms:
                 cold.append(key)
-            run_ms = max(0, record.duration_ms - record.init_ms)
-            mean_ms = self._durations_ms.get(key, run_ms)
-            self._durations_ms[key] = mean_ms + _NEWEST * (run_ms - mean_ms)
+            run_ms = record.duration_ms - record.init_ms
+            self._durations_ms[key] = mean_run_ms(self._durations_ms.get(key), run_ms)
         self._holdings.note(changes)
         return cold
 

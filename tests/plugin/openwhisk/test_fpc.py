@@ -15,7 +15,7 @@ from mesp_placement.model import ContainerState
 from mesp_plugin.openwhisk.containers import ContainerCreation, ContainerDeletion, parse_container_message
 from mesp_plugin.openwhisk.etcd import Change
 from mesp_plugin.openwhisk.fetches import NoCall
-from mesp_plugin.openwhisk.holdings import HoldingState
+from mesp_plugin.openwhisk.holdings import Holding, HoldingState
 from mesp_plugin.openwhisk.messages import parse_activation
 
 if TYPE_CHECKING:
@@ -403,3 +403,10 @@ async def test_a_marker_is_a_call_without_a_secret(world: World) -> None:
     assert message.init_content == {"token": SECRET}
     assert json.dumps(answer).count(SECRET) == 1
     assert SECRET not in repr(world.holds.kept)
+
+
+async def test_an_order_of_a_life_beside_something_else_is_on_no_node(world: World) -> None:
+    """Restarted as FPC with the state file of a standalone one: its last order shows nowhere, and stops nothing."""
+    world.holdings.add([Holding("ab" * 16, HELLO, "standalone", world.now_ms, world.now_ms + 600_000)])
+    await world.look(10)
+    assert await world.containers(HELLO) == []

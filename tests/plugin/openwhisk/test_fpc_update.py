@@ -67,6 +67,26 @@ async def test_after_an_update_what_is_paused_is_deleted(world: World, tells: st
     assert states(world) == [HoldingState.GONE]
 
 
+@pytest.mark.parametrize("why", ["shadow", "standby"])
+async def test_who_does_not_act_deletes_nothing(tmp_path: Path, why: str) -> None:
+    """Of a former life that acted: in shadow mode, and beside another plugin that acts now."""
+    world = make_world(tmp_path)
+    await world.look()
+    await world.known(HELLO)
+    await world.held(HELLO)
+    world.paused(world.container(HELLO, "c1"))
+    await world.look(30_000)
+    world.config = world.config.model_copy(update={"mode": "shadow" if why == "shadow" else "on"})
+    world.right.is_ours = why == "shadow"
+    world.restart()
+    await world.look()
+    await world.known(HELLO)
+    world.api.put("hello", version="0.0.2", updated=99, annotations={"mesp-prewarm": True})
+    sent = len(world.bus.sent)
+    await world.look(30_000)
+    assert world.bus.sent[sent:] == []
+
+
 async def test_after_an_update_others_of_that_revision_are_left(world: World) -> None:
     """A deletion would take them, too: so ours lingers, which is told once."""
     await world.held(HELLO)

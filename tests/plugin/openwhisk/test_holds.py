@@ -106,6 +106,57 @@ async def test_a_call_that_the_hand_over_did_not_serve_is_cold(world: World) -> 
     assert (await world.look(10)).cold == (PLAIN,)
 
 
+async def test_a_call_long_before_a_hand_over_has_met_nothing(world: World) -> None:
+    """It ran for half a minute, and what was handed over meanwhile was for another one."""
+    long = world.call(PLAIN)
+    await world.look(30_000)
+    await world.held(PLAIN)
+    short = world.call(PLAIN)
+    world.queue(PLAIN)
+    await world.look(500)
+    world.done(PLAIN, long, init_ms=100)
+    assert (await world.look(10)).cold == (PLAIN,)
+    world.done(PLAIN, short, init_ms=100)
+    assert (await world.look(10)).cold == ()
+
+
+async def test_a_container_that_asks_again_is_held_on(world: World) -> None:
+    """Over a new connection, and only later the old one's end is known: it still is let go when its time is over."""
+    old = await world.held(PLAIN)
+    new = await world.asks(PLAIN, "c1")
+    old.cancel()
+    await world.wait(0)
+    assert not new.done()
+    assert world.holds.kept.keys() == {"c1"}
+    await world.look(world.config.expiry_ms)
+    await world.look(10_000)
+    assert new.result() is NoCall.NO_QUEUE
+    assert world.holds.kept == {}
+
+
+async def test_both_fetches_of_a_container_are_one_hand_over(world: World) -> None:
+    """Asked twice, handed over twice, met once: of two calls that were initialised one was cold."""
+    await world.held(PLAIN)
+    await world.asks(PLAIN, "c1")
+    calls = [world.call(PLAIN), world.call(PLAIN)]
+    world.queue(PLAIN)
+    await world.look(500)
+    for one in calls:
+        world.done(PLAIN, one, init_ms=100)
+    assert (await world.look(10)).cold == (PLAIN,)
+
+
+async def test_a_container_that_dies_before_its_key_came_is_forgotten(world: World) -> None:
+    """It got its marker and was never heard of again: after two looks it is in no snapshot, and takes no place."""
+    assert (await world.prewarm(HELLO)).count == 1
+    marker = await world.asks(HELLO, "c1")
+    assert isinstance(marker.result(), dict)
+    assert [one.id for one in await world.containers(HELLO)] == ["c1"]
+    for _ in range(3):
+        await world.look(10_000)
+    assert (await world.containers(HELLO), states(world)) == ([], [HoldingState.GONE])
+
+
 async def test_long_after_a_hand_over_nothing_is_met(world: World) -> None:
     """What was handed over and not used is destroyed after 10 s: a later cold call is cold."""
     await world.held(PLAIN)
