@@ -96,6 +96,8 @@ def release(
     if not everything:
         raise InputError("release needs --all: it stops all acting until mesp plugin openwhisk resume")
     settings = _config(config)
+    if not settings.state_file.with_name(settings.state_file.name + ".lock").exists():
+        typer.echo(f"No plugin has used state_file = {settings.state_file} so far: is it this one's?", err=True)
     holdings = Holdings(settings.state_file)
     holdings.release()
     now_ms = time.time_ns() // 1_000_000

@@ -48,15 +48,16 @@ def is_released(folder: Path) -> bool:
 
 
 def test_release_and_resume_change_the_flag(config: Path, tmp_path: Path) -> None:
-    """`release --all` says what is left; without --all it does nothing."""
+    """`release --all` says what is left, and asks where no plugin ever was; without --all it does nothing."""
     holdings = Holdings(tmp_path / "state.json")
     holdings.add([Holding("1" * 32, FunctionKey("guest", "hello"), "n", 0, 2**50)])
     code, _, told = mesp("release", "--config", config)
     assert (code, told) == (2, "error: release needs --all: it stops all acting until mesp plugin openwhisk resume\n")
     assert not is_released(tmp_path)
-    code, said, _ = mesp("release", "--all", "--config", config)
+    code, said, told = mesp("release", "--all", "--config", config)
     assert code == 0
     assert "1 containers that MESP added are left" in said
+    assert told == f"No plugin has used state_file = {tmp_path / 'state.json'} so far: is it this one's?\n"
     assert is_released(tmp_path)
     assert mesp("resume", "--config", config)[0] == 0
     assert not is_released(tmp_path)

@@ -95,7 +95,7 @@ class ClassicDriver(NothingEarly):
         self._actions_due_ms = 0
         self._refreshed_ms = -1
         self._skipped: list[str] = []
-        self._deaf: set[FunctionKey] = set()
+        self._deaf: dict[FunctionKey, int | None] = {}
 
     # --- Seeing ---------------------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class ClassicDriver(NothingEarly):
         call = self._invokers.told(activation_id, ended)
         if call is None or call.is_marker:
             if call and call.ends and outcome(ended) is not HoldingState.GONE:
-                self._deaf.add(call.function)
+                self._deaf[call.function] = self._functions.updated_ms(call.function)
             return
         self._functions.ended(call.function, ended)
 
@@ -301,6 +301,8 @@ class ClassicDriver(NothingEarly):
         pool, key = self._invokers.held(container_id) or (None, None)
         if pool is None or key is None:
             return Done(refused=f"{container_id}: a call uses it, or it is gone")
+        if now_ms != self._refreshed_ms:  # as for a prewarm: nobody is sent a marker who has just opted out
+            await self._refresh(now_ms)
         template = self._functions.template(key)
         if isinstance(template, str):
             return Done(refused=f"{container_id}: {template}")
@@ -316,7 +318,7 @@ class ClassicDriver(NothingEarly):
             return f"standby: another plugin of group {self._group} acts"
         if self._functions.opted_in(key) is None:
             return f"{key} has not opted in to markers"
-        if key in self._deaf:
+        if key in self._deaf and self._deaf[key] == self._functions.updated_ms(key):
             return f"{key} does not end its container when asked to, it goes by itself"
         if pool.waiting or pool.taken_mb + self._functions.memory_mb(key) > pool.memory_mb:
             return f"{pool.node} is full: were no container of {key} idle, another would go for one"

@@ -126,7 +126,9 @@ async def _why_not_fpc(config: OpenWhiskConfig) -> str | None:
     async with open_etcd(config.etcd) as etcd:
         schedulers, _ = await etcd.look(f"{config.etcd.cluster}/scheduler/")
     if not any(name.startswith("scheduler") for name in there):
-        return f"Kafka at {config.kafka.bootstrap_servers} has no topic {config.kafka.prefix}schedulerN"
+        raise UnavailableError(
+            f"Kafka at {config.kafka.bootstrap_servers} has no topic {config.kafka.prefix}schedulerN"
+        )
     if not schedulers:
         raise UnavailableError(f"etcd has no living scheduler below {config.etcd.cluster}/scheduler/")
     return None

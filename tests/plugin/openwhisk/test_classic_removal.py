@@ -104,6 +104,25 @@ async def test_code_that_does_not_end_is_asked_once(world: World) -> None:
     assert len(world.markers()) == 2
 
 
+async def test_who_has_just_opted_out_is_asked_nothing(world: World) -> None:
+    """The marker would run the new version's code."""
+    [container_id] = await owned(world)
+    world.api.put("hello", version="0.0.2", updated=99)
+    assert "has not opted in" in ((await release(world, container_id)).refused or "")
+    assert len(world.markers()) == 1
+
+
+async def test_after_an_update_it_is_asked_again(world: World) -> None:
+    """The new version may end its containers."""
+    [container_id] = await owned(world)
+    await release(world, container_id)
+    world.done(HELLO, world.markers()[-1]["activationId"], to="mesp")
+    await world.look(50)
+    world.api.put("hello", version="0.0.2", updated=99, annotations={"mesp-prewarm": True})
+    await world.look(50)
+    assert (await release(world, container_id)).count == 1
+
+
 async def test_nothing_goes_for_the_sake_of_an_end(world: World) -> None:
     """In a full pool a marker that met no idle container would make another's go: it is not sent."""
     for _ in range(3):

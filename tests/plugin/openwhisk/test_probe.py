@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +14,9 @@ from e2e.openwhisk.beside import OPTED_IN, Beside, beside
 from e2e.openwhisk.standalone import KEY
 from e2e.openwhisk.standalone_pool import Spec
 from mesp.errors import InputError, UnavailableError
+from mesp_plugin.openwhisk import probe as probing
 from mesp_plugin.openwhisk import start
-from mesp_plugin.openwhisk.config import KafkaConfig, OpenWhiskConfig
+from mesp_plugin.openwhisk.config import EtcdConfig, KafkaConfig, OpenWhiskConfig
 from mesp_plugin.openwhisk.probe import probe
 from mesp_plugin.openwhisk.rest import Key, OpenWhiskApi, RefusedError, connect
 from mesp_plugin.openwhisk.start import open_platform, open_when_there
@@ -78,6 +80,30 @@ async def test_no_lesser_driver_is_taken_while_a_better_one_may_come(here: Besid
     config = here.config.model_copy(update={"kafka": KafkaConfig(bootstrap_servers="127.0.0.1:9")})
     found = await probe(here.api, config)
     assert (found.may_pass, found.drivers["standalone"], found.driver) == (frozenset({"classic"}), None, None)
+
+
+async def test_where_schedulers_are_not_there_yet_classic_is_not_taken(
+    here: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka and etcd are configured, and an invoker was quicker than the schedulers: there are no topics of theirs."""
+
+    async def topics(_: KafkaConfig) -> set[str]:
+        return {"invoker0", "completed0"}
+
+    monkeypatch.setattr(probing, "topics", topics)
+    monkeypatch.setattr(probing, "open_etcd", lambda _: nullcontext(NoSchedulers()))
+    both = {
+        "kafka": KafkaConfig(bootstrap_servers="127.0.0.1:9"),
+        "etcd": EtcdConfig(endpoints=("http://127.0.0.1:9",)),
+    }
+    found = await probe(here.api, here.config.model_copy(update=both))
+    assert (found.may_pass, found.drivers["classic"], found.driver) == (frozenset({"fpc"}), None, None)
+
+
+class NoSchedulers:
+    async def look(self, prefix: str) -> tuple[list[str], int]:
+        assert prefix == "whisk/scheduler/"
+        return [], 1
 
 
 @pytest.mark.parametrize(
