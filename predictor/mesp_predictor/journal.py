@@ -107,8 +107,6 @@ class Journal:
 
     def _parts(self) -> dict[int, Path]:
         name = re.compile(re.escape(self.state.name) + r"\.journal-(\d+)")
-        if not self.state.parent.is_dir():
-            return {}
         found = ((name.fullmatch(path.name), path) for path in self.state.parent.iterdir())
         return {int(match[1]): path for match, path in found if match}
 
@@ -126,7 +124,8 @@ def _decode(data: bytes) -> Iterator[Entry]:
         (checksum,) = _CHECKSUM.unpack_from(data, at)
         kind, now_ms, length = _HEAD.unpack_from(data, at + _CHECKSUM.size)
         end = at + least + length
-        if zlib.crc32(memoryview(data)[at + _CHECKSUM.size : end]) != checksum or end > len(data):
+        damaged = zlib.crc32(memoryview(data)[at + _CHECKSUM.size : end]) != checksum or end > len(data)
+        if damaged or kind not in list(Kind):  # or of a later version
             return
         yield Entry(Kind(kind), None if now_ms < 0 else now_ms, data[at + least : end])
         at = end

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client import CollectorRegistry
 
-from e2e.openwhisk.beside_bus import BEGIN_MS, UUID, FakeApi, FakeBus, call_message, invoker, record
+from e2e.openwhisk.beside_bus import BEGIN_MS, HELLO, PLAIN, UUID, FakeApi, FakeBus, call_message, invoker, record
 from mesp_placement.model import Prewarm, Release
 from mesp_plugin.metrics import OpenWhiskMetrics
 from mesp_plugin.openwhisk.actions import Actions
@@ -21,7 +21,7 @@ from mesp_plugin.openwhisk.etcd import Change
 from mesp_plugin.openwhisk.etcd_keys import ContainerKey, CreationKey, InvokerKey, QueueKey, ThrottlingKey
 from mesp_plugin.openwhisk.fetches import Fetch
 from mesp_plugin.openwhisk.fpc import FpcDriver
-from mesp_plugin.openwhisk.holdings import Holdings
+from mesp_plugin.openwhisk.holdings import Holdings, HoldingState
 from mesp_plugin.openwhisk.holds import Holds
 from mesp_plugin.openwhisk.messages import Caller
 from mesp_plugin.openwhisk.names import ActionName, action_path
@@ -203,6 +203,10 @@ class World:
         self.container(function, name, number=number)
         return await self.asks(function, name)
 
+    def states(self) -> list[HoldingState]:
+        """What became of each order."""
+        return [item.state for item in self.holdings.all()]
+
     def restart(self) -> None:
         """The plugin is killed, and another one comes up."""
         self.holdings = Holdings(self.folder / "state.json")
@@ -262,4 +266,13 @@ def make_world(folder: Path, **settings: Any) -> World:
     world.api.put("plain")
     world.driver = make_driver(world)
     world.invoker()
+    return world
+
+
+async def make_known_world(folder: Path) -> World:
+    """Both functions were called once, by which their revision is known."""
+    world = make_world(folder)
+    await world.look()
+    await world.known(HELLO)
+    await world.known(PLAIN)
     return world

@@ -216,20 +216,23 @@ class ClassicDriver(NothingEarly):
 
     async def prewarm(self, wish: Prewarm, now_ms: int) -> Done:
         """See `Driver.prewarm`: markers at once, on the node of the wish."""
-        key = wish.function
+        template = await self._template(wish.function, now_ms)
+        if isinstance(template, str):
+            return Done(refused=f"{wish.function}: {template}")
+        if lacking := self._lacks(wish, now_ms):
+            return Done(refused=f"{wish.function}: {lacking}")
+        await self._send(wish, template, now_ms)
+        return Done(wish.count)
+
+    async def _template(self, key: FunctionKey, now_ms: int) -> Template | str:
+        """What a marker repeats, or why the function is sent none, as a clause."""
         if not self._bus.leads:
-            return Done(refused=f"standby: another plugin of group {self._group} acts")
+            return f"standby, another plugin of group {self._group} acts"
         if now_ms != self._refreshed_ms:  # who was updated just now may have opted out, or need more at /init
             await self._refresh(now_ms)
         if self._functions.opted_in(key) is None:
-            return Done(refused=f"{key} has not opted in to markers")
-        template = self._functions.template(key)
-        if isinstance(template, str):
-            return Done(refused=f"{key}: {template}")
-        if lacking := self._lacks(wish, now_ms):
-            return Done(refused=f"{key}: {lacking}")
-        await self._send(wish, template, now_ms)
-        return Done(wish.count)
+            return "it has not opted in to markers"
+        return self._functions.template(key)
 
     def _lacks(self, wish: Prewarm, now_ms: int) -> str | None:
         """Why the node is not the place or has no room, as a clause."""
@@ -301,9 +304,7 @@ class ClassicDriver(NothingEarly):
         pool, key = self._invokers.held(container_id) or (None, None)
         if pool is None or key is None:
             return Done(refused=f"{container_id}: a call uses it, or it is gone")
-        if now_ms != self._refreshed_ms:  # as for a prewarm: nobody is sent a marker who has just opted out
-            await self._refresh(now_ms)
-        template = self._functions.template(key)
+        template = await self._template(key, now_ms)
         if isinstance(template, str):
             return Done(refused=f"{container_id}: {template}")
         if lacking := self._keeps(key, pool):
@@ -314,10 +315,6 @@ class ClassicDriver(NothingEarly):
 
     def _keeps(self, key: FunctionKey, pool: Pool) -> str | None:
         """Why nothing of the function is to be ended, as a clause."""
-        if not self._bus.leads:
-            return f"standby: another plugin of group {self._group} acts"
-        if self._functions.opted_in(key) is None:
-            return f"{key} has not opted in to markers"
         if key in self._deaf and self._deaf[key] == self._functions.updated_ms(key):
             return f"{key} does not end its container when asked to, it goes by itself"
         if pool.waiting or pool.taken_mb + self._functions.memory_mb(key) > pool.memory_mb:

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from e2e.openwhisk.beside_bus import BEGIN_MS, HELLO, PLAIN, SECRET, UUID, invoker
-from e2e.openwhisk.beside_fpc import World, make_world
+from e2e.openwhisk.beside_fpc import World, make_known_world, make_world
 from mesp.types import FunctionKey
 from mesp_placement.model import ContainerState
 from mesp_plugin.openwhisk.containers import ContainerCreation, ContainerDeletion, parse_container_message
@@ -26,16 +26,7 @@ MINUTE_MS = 60_000
 
 @pytest.fixture
 async def world(tmp_path: Path) -> World:
-    """Both functions were called once, by which their revision is known."""
-    world = make_world(tmp_path)
-    await world.look()
-    await world.known(HELLO)
-    await world.known(PLAIN)
-    return world
-
-
-def states(world: World) -> list[HoldingState]:
-    return [item.state for item in world.holdings.all()]
+    return await make_known_world(tmp_path)
 
 
 # --- Seeing -----------------------------------------------------------------------------------------------------------
@@ -185,7 +176,7 @@ async def test_paused_ones_take_the_first_orders(world: World) -> None:
     assert (await world.prewarm(PLAIN)).count == 1
     assert len(world.orders()) == 3
     answers = [await world.asks(PLAIN, name, warmed=True) for name in "ab"]
-    assert states(world) == [HoldingState.REUSED, HoldingState.REUSED, HoldingState.ORDERED]
+    assert world.states() == [HoldingState.REUSED, HoldingState.REUSED, HoldingState.ORDERED]
     await world.wait(11_000)
     assert [one.result() for one in answers] == [NoCall.NO_ACTIVATION] * 2  # they pause again
 
@@ -277,9 +268,9 @@ async def test_an_order_whose_container_never_asks_is_given_up(world: World) -> 
     """After a minute, counted; it takes no room any more."""
     await world.prewarm(PLAIN)
     await world.look(59_000)
-    assert states(world) == [HoldingState.ORDERED]
+    assert world.states() == [HoldingState.ORDERED]
     await world.look(1_000)
-    assert states(world) == [HoldingState.GONE]
+    assert world.states() == [HoldingState.GONE]
     assert world.metrics.unanswered._value.get() == 1
 
 
@@ -298,7 +289,7 @@ async def test_a_refused_order_is_over_at_once(world: World) -> None:
     world.bus.say("creationAckmesp", ack, world.now_ms)
     with capture_logs() as logs:
         await world.look(10)
-    assert states(world) == [HoldingState.GONE]
+    assert world.states() == [HoldingState.GONE]
     assert [line["first"] for line in logs if line["event"] == "containers refused"] == ["ResourceNotEnoughError"]
 
 
@@ -311,10 +302,10 @@ async def test_after_a_restart_what_was_held_is_the_platforms(world: World) -> N
     await world.prewarm(PLAIN)
     world.restart()
     await world.look(100)
-    assert states(world) == [HoldingState.GONE, HoldingState.HELD, HoldingState.ORDERED]
+    assert world.states() == [HoldingState.GONE, HoldingState.HELD, HoldingState.ORDERED]
     late = await world.asks(PLAIN, "c3")
     assert not late.done()
-    assert states(world) == [HoldingState.GONE, HoldingState.HELD, HoldingState.HELD]
+    assert world.states() == [HoldingState.GONE, HoldingState.HELD, HoldingState.HELD]
     owned = {one.id for one in (await world.driver.snapshot(world.now_ms)).containers if one.owned}
     assert owned == {"c2", "c3"}
     world.container(PLAIN, "c3")
@@ -363,7 +354,7 @@ async def test_a_paused_one_is_deleted_where_it_is_alone(world: World) -> None:
     assert isinstance(order, ContainerDeletion)
     assert (topic, order.function, order.revision) == ("invoker0", HELLO, "1-aa")
     world.delete(key)
-    assert states(world) == [HoldingState.GONE]
+    assert world.states() == [HoldingState.GONE]
 
 
 async def test_release_all_takes_everything_back(world: World) -> None:

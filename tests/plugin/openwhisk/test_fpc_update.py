@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from e2e.openwhisk.beside_bus import HELLO, PLAIN
-from e2e.openwhisk.beside_fpc import World, make_world
+from e2e.openwhisk.beside_fpc import World, make_known_world, make_world
 from mesp_plugin.openwhisk.containers import ContainerDeletion, parse_container_message
 from mesp_plugin.openwhisk.fetches import NoCall
 from mesp_plugin.openwhisk.holdings import HoldingState
@@ -22,16 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> World:
-    """Both functions were called once, by which their revision is known."""
-    world = make_world(tmp_path)
-    await world.look()
-    await world.known(HELLO)
-    await world.known(PLAIN)
-    return world
-
-
-def states(world: World) -> list[HoldingState]:
-    return [item.state for item in world.holdings.all()]
+    return await make_known_world(tmp_path)
 
 
 async def test_after_an_update_what_is_held_goes(world: World) -> None:
@@ -42,7 +33,7 @@ async def test_after_an_update_what_is_held_goes(world: World) -> None:
     world.api.put("plain", version="0.0.2", updated=99)
     await world.look(30_000)
     assert held.result() is NoCall.NO_QUEUE
-    assert states(world) == [HoldingState.GONE]
+    assert world.states() == [HoldingState.GONE]
 
 
 @pytest.mark.parametrize("tells", ["the API", "a call"])
@@ -64,7 +55,7 @@ async def test_after_an_update_what_is_paused_is_deleted(world: World, tells: st
     order = parse_container_message(json.dumps(message))
     assert isinstance(order, ContainerDeletion)
     assert (topic, order.function, order.revision) == ("invoker0", HELLO, "1-aa")
-    assert states(world) == [HoldingState.GONE]
+    assert world.states() == [HoldingState.GONE]
 
 
 @pytest.mark.parametrize("why", ["shadow", "standby"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e2e.openwhisk.beside_bus import HELLO, PLAIN
-from e2e.openwhisk.beside_fpc import World, make_world
+from e2e.openwhisk.beside_fpc import World, make_known_world
 from mesp_plugin.openwhisk.fetches import NoCall
 from mesp_plugin.openwhisk.holdings import HoldingState
 from mesp_plugin.openwhisk.holds import Kept, Order, Stance, stance, verdict
@@ -23,16 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> World:
-    """`hello` has opted in, `plain` has not; both were called once."""
-    world = make_world(tmp_path)
-    await world.look()
-    await world.known(HELLO)
-    await world.known(PLAIN)
-    return world
-
-
-def states(world: World) -> list[HoldingState]:
-    return [item.state for item in world.holdings.all()]
+    return await make_known_world(tmp_path)
 
 
 # --- The rules ----------------------------------------------------------------------------------------------------------
@@ -83,7 +74,7 @@ async def test_a_first_fetch_is_held_until_the_leader_key_appears(world: World) 
     held = await world.held(PLAIN)
     await world.look(75_000)
     assert not held.done()
-    assert states(world) == [HoldingState.HELD]
+    assert world.states() == [HoldingState.HELD]
     call = world.call(PLAIN)
     world.queue(PLAIN)
     await world.wait(0)
@@ -92,7 +83,7 @@ async def test_a_first_fetch_is_held_until_the_leader_key_appears(world: World) 
     world.done(PLAIN, call, init_ms=25)  # the call itself initialises it
     seen = await world.look(10)
     assert (seen.calls, seen.cold) == (1, ())
-    assert states(world) == [HoldingState.USED]
+    assert world.states() == [HoldingState.USED]
 
 
 async def test_a_call_that_the_hand_over_did_not_serve_is_cold(world: World) -> None:
@@ -154,7 +145,7 @@ async def test_a_container_that_dies_before_its_key_came_is_forgotten(world: Wor
     assert [one.id for one in await world.containers(HELLO)] == ["c1"]
     for _ in range(3):
         await world.look(10_000)
-    assert (await world.containers(HELLO), states(world)) == ([], [HoldingState.GONE])
+    assert (await world.containers(HELLO), world.states()) == ([], [HoldingState.GONE])
 
 
 async def test_long_after_a_hand_over_nothing_is_met(world: World) -> None:
@@ -167,7 +158,7 @@ async def test_long_after_a_hand_over_nothing_is_met(world: World) -> None:
     await world.look(500)
     world.done(PLAIN, call, init_ms=100)
     assert (await world.look(10)).cold == (PLAIN,)
-    assert states(world) == [HoldingState.GONE]
+    assert world.states() == [HoldingState.GONE]
 
 
 async def test_all_that_are_held_move_at_once(world: World) -> None:
@@ -239,7 +230,7 @@ async def test_marker_then_pause_then_the_warmed_key(world: World) -> None:
     assert world.holdings.all()[0].activation_id == activation_id
     world.resumed(key)  # a scheduler takes it for a call
     await world.look(10)
-    assert states(world) == [HoldingState.USED]
+    assert world.states() == [HoldingState.USED]
 
 
 async def test_a_near_call_is_waited_for_with_an_initialised_container(world: World) -> None:
@@ -265,7 +256,7 @@ async def test_an_initialised_one_moves_when_a_call_asks(world: World) -> None:
     world.done(HELLO, call, init_ms=0)
     seen = await world.look(10)
     assert (seen.calls, seen.cold) == (1, ())
-    assert states(world) == [HoldingState.USED]
+    assert world.states() == [HoldingState.USED]
 
 
 async def test_of_two_that_move_for_one_call_one_is_met(world: World) -> None:
@@ -278,7 +269,7 @@ async def test_of_two_that_move_for_one_call_one_is_met(world: World) -> None:
     await world.look(200)
     world.done(HELLO, call, init_ms=0)
     await world.look(10)
-    assert states(world) == [HoldingState.USED, HoldingState.GONE]
+    assert world.states() == [HoldingState.USED, HoldingState.GONE]
 
 
 async def test_a_call_during_the_marker_run(world: World) -> None:
@@ -301,10 +292,10 @@ async def test_beside_a_live_queue_an_initialised_one_waits_there(world: World) 
     world.queue(HELLO)
     await world.held(HELLO)
     assert (await world.asks(HELLO, "c1", warmed=True)).result() is NoCall.NO_QUEUE
-    assert states(world) == [HoldingState.HELD]
+    assert world.states() == [HoldingState.HELD]
     await world.look(10_000)
     world.resumed(world.paused(world.container(HELLO, "c1")))
-    assert states(world) == [HoldingState.USED]
+    assert world.states() == [HoldingState.USED]
 
 
 async def test_a_container_that_cannot_pause_yet_is_not_answered_at_once(world: World) -> None:
@@ -343,9 +334,9 @@ async def test_a_container_that_dies_in_the_hold_is_gone(world: World) -> None:
         await held
     world.delete(world.container(PLAIN, "c1"))
     await world.look(10_000)
-    assert states(world) == [HoldingState.HELD]
+    assert world.states() == [HoldingState.HELD]
     await world.look(10_000)
-    assert states(world) == [HoldingState.GONE]
+    assert world.states() == [HoldingState.GONE]
 
 
 async def test_a_container_that_dies_in_its_marker_run_is_gone(world: World) -> None:
@@ -354,7 +345,7 @@ async def test_a_container_that_dies_in_its_marker_run_is_gone(world: World) -> 
     world.delete(world.container(HELLO, "c1"))
     await world.look(10_000)
     await world.look(10_000)
-    assert states(world) == [HoldingState.GONE]
+    assert world.states() == [HoldingState.GONE]
 
 
 async def test_a_paused_one_shows_nowhere_for_a_moment(world: World) -> None:
@@ -363,10 +354,10 @@ async def test_a_paused_one_shows_nowhere_for_a_moment(world: World) -> None:
     key = world.paused(world.container(HELLO, "c1"))
     world.delete(key)
     await world.look(40)
-    assert states(world) == [HoldingState.HELD]
+    assert world.states() == [HoldingState.HELD]
     world.container(HELLO, "c1")
     await world.look(40)
-    assert states(world) == [HoldingState.USED]
+    assert world.states() == [HoldingState.USED]
 
 
 async def test_each_container_answers_one_order_on_its_node(world: World) -> None:
